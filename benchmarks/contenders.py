@@ -1,0 +1,253 @@
+"""One setting (network, precision, batch) measured for every contender, each on its best footing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+
+import trtkit
+from benchmarks.networks import Network
+from trtkit.bench import torch_peers
+from trtkit.bench.measure import Measurement, measure
+from trtkit.bench.record import load, save
+from trtkit.bench.torch_peers import Call
+from trtkit.errors import TrtkitError, VerificationError
+
+log = logging.getLogger("gpu_step1")
+
+# The form in which torch.compile was fastest at batch 1 on an H200 (milliseconds of the two): ResNet-50 FP16 nhwc
+# 0.555, nchw 0.607; FP32 nhwc 0.679, nchw 0.731; BERT-base FP16 eager 0.748, sdpa 0.889; FP32 sdpa 1.096, eager 1.204.
+COMPILED_FORM = {
+    ("resnet50", "fp16"): "nhwc", ("resnet50", "fp32"): "nhwc",
+    ("resnet18-quick", "fp16"): "nhwc", ("resnet18-quick", "fp32"): "nhwc",
+    ("bert-base", "fp16"): "eager", ("bert-base", "fp32"): "sdpa",
+    ("bert-quick", "fp16"): "eager", ("bert-quick", "fp32"): "sdpa",
+}  # fmt: skip
+TOLERANCE = {"fp32": 1e-2, "fp16": 2e-2}  # relative error against FP64; FP32 means TF32 arithmetic here, for everybody
+SETS = 4  # input sets that take turns
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: `key` names the record file."""
+
+    key: str
+    network: Network
+    precision: str
+    batch: int
+
+
+@dataclass
+class Result:
+    """One contender's best: its figures, what form won, and how far from the reference it is."""
+
+    measurement: Measurement
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Runner:
+    """Measures settings and writes their records; keeps what is expensive to make (modules, exported graphs)."""
+
+    def __init__(
+        self, device: str, command: str, say: Callable[[str], None], *, quick: bool = False, compile_peer: bool = True
+    ) -> None:
+        self.device, self.command, self.say = device, command, say
+        self.quick, self.compile_peer = quick, compile_peer
+        self.module = cache(self._module)
+        self.graph = cache(self._graph)
+        self.build = cache(self._build)
+
+    # What is measured
+
+    def measure(self, setting: Setting) -> None:
+        """Every contender of one setting: time, compare with FP64, write the record, print a line."""
+        reference = self._reference(setting)
+        contenders: dict[str, Callable[[], Result]] = {
+            "trtkit": lambda: self._ours(setting, reference),
+            "eager": lambda: self._peer(setting, reference, "eager"),
+        }
+        if self.device == "cuda":
+            contenders["eager-graph"] = lambda: self._peer(setting, reference, "eager-graph")
+        if self.compile_peer:
+            contenders["compile"] = lambda: self._peer(setting, reference, "compile")
+        failures = []
+        for name, contender in contenders.items():
+            try:
+                result = contender()
+            except Exception as error:  # one contender's failure must not cost the others
+                log.exception("%s/%s failed", setting.key, name)
+                self.say(f"{setting.key:24s} {name:12s} FAILED: {type(error).__name__}: {str(error)[:120]}")
+                failures.append(name)
+                continue
+            save(f"{setting.key}/{name}", result.measurement, command=self.command, extra=result.extra)
+            self._say_result(setting, name, result)
+        self._say_ratios(setting)
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+        if failures:
+            raise RuntimeError(f"{setting.key}: {', '.join(failures)} failed")
+
+    def _say_result(self, setting: Setting, name: str, result: Result) -> None:
+        m, error = result.measurement, result.extra["relative_error"]
+        limit = TOLERANCE[setting.precision]
+        verdict = "" if error <= limit else f"  OVER THE TOLERANCE {limit}"
+        times = f"{m.median_ms:9.4f} ms  p10 {m.p10_ms:9.4f}  p90 {m.p90_ms:9.4f}  n {m.count:5d}"
+        self.say(f"{setting.key:24s} {name:12s} {times}  error {error:.1e}  {result.extra['form']}{verdict}")
+
+    def _say_ratios(self, setting: Setting) -> None:
+        """Ours against the best peer and against eager, all from this run."""
+        records = load(setting.key)
+        peers = {name: r for name, r in records.items() if name != "trtkit"}
+        if "trtkit" not in records or not peers:
+            return
+        best = min(peers, key=lambda name: peers[name].median_ms)
+        eager = f", {records.speedup('trtkit', 'eager'):.2f}x eager" if "eager" in peers else ""
+        self.say(f"{setting.key:24s} => trtkit {records.speedup('trtkit', best):.2f}x the best peer ({best}){eager}")
+
+    # The contenders
+
+    def _peer(self, setting: Setting, reference: list[torch.Tensor], name: str) -> Result:
+        """PyTorch in the form (memory format, attention) that is fastest for this setting."""
+        results, failed = {}, {}
+        for variant in self._variants(setting, name):
+            try:
+                results[variant] = self._peer_form(setting, reference, name, variant)
+            except RuntimeError as error:  # some forms cannot be captured as a graph; the others stand for the peer
+                log.exception("%s/%s as %s", setting.key, name, variant)
+                failed[variant] = str(error)[:200]
+        if not results:
+            raise RuntimeError(f"no form of {name} runs: {failed}")
+        best = _best(results)
+        best.extra |= {"failed_forms": failed} if failed else {}
+        return best
+
+    def _peer_form(self, setting: Setting, reference: list[torch.Tensor], name: str, variant: str) -> Result:
+        inputs = setting.network.inputs(setting.batch, SETS, setting.precision, variant, self.device)
+        module = self.module(setting.network, setting.precision, variant)
+        call = {
+            "eager": lambda m=module: torch_peers.eager(m),
+            "eager-graph": lambda m=module, x=inputs: torch_peers.graphed(m, [x[0]]),
+            "compile": lambda m=module: torch_peers.compiled(m, "reduce-overhead"),
+        }[name]()
+        return self._time(call, inputs, reference, variant)
+
+    def _variants(self, setting: Setting, name: str) -> tuple[str, ...]:
+        """Both forms; for torch.compile, which takes long to compile, the one that an earlier run found fastest."""
+        return (
+            (COMPILED_FORM[setting.network.name, setting.precision],) if name == "compile" else setting.network.variants
+        )
+
+    def _ours(self, setting: Setting, reference: list[torch.Tensor]) -> Result:
+        """A verified engine: for FP16 of autocast's graph, or where that one is refused of the halved module's."""
+        results, refused = {}, {}
+        forms = ("fp32",) if setting.precision == "fp32" else ("autocast", "half")
+        for form in forms:
+            if results:
+                break
+            try:
+                results[form] = self._engine(setting, form, reference)
+            except TrtkitError as error:
+                log.exception("%s: no engine from the %s graph", setting.key, form)
+                refused[form] = f"{type(error).__name__}: {error}"
+        if not results:
+            raise RuntimeError(f"no graph gave a verified engine: {refused}")
+        best = _best(results)
+        best.extra |= {"refused": refused} if refused else {}
+        return best
+
+    def _engine(self, setting: Setting, form: str, reference: list[torch.Tensor]) -> Result:
+        engine = self.build(setting, form)
+        low = engine.model.inputs[0].dtype.name != "float32"
+        inputs = setting.network.inputs(setting.batch, SETS, "fp16" if low else "fp32", "", self.device)
+        with engine.open(self.device) as session:
+            call, stream = session_call(session, self.device), getattr(session, "stream", None)
+            result = self._time(call, inputs, reference, form, stream)
+        error, limit = result.extra["relative_error"], TOLERANCE[setting.precision]
+        if not error <= limit:
+            raise VerificationError(f"{setting.key} from the {form} graph: relative error {error:.2e} over {limit}")
+        result.extra |= {"engine_bytes": engine.size_bytes, "build_seconds": round(engine.build_seconds, 2)}
+        log.info("%s %s: %s %s\n%s", setting.key, form, result, engine.manifest, engine.verification or "")
+        return result
+
+    def _build(self, setting: Setting, form: str) -> Any:
+        """The engine of one setting, for exactly its batch: the peers are compiled for one shape as well.
+
+        `build` verifies it at batch 1. Its reference on the CPU takes long for large batches; those engines are held
+        against FP64 on the GPU here, like everybody's results, and refused over the tolerance.
+        """
+        model = self.graph(setting.network, form)
+        shapes = {model.inputs[0].name: tuple(setting.network.inputs(setting.batch, 1, "fp32", "", "cpu")[0].shape)}
+        return trtkit.build(model, shapes=shapes, verify=setting.batch == 1)
+
+    # What they share
+
+    def _time(
+        self, call: Call, inputs: list[torch.Tensor], reference: list[torch.Tensor], form: str, stream: Any = None
+    ) -> Result:
+        """Errors first, over many rounds of the inputs (a race in a kernel may be right most times), then the time."""
+        for _ in range(3):
+            call(inputs[0])
+        errors = [
+            relative_error(call(inputs[i]), reference[i])
+            for _ in range(1 if self.quick else 25)
+            for i in range(len(reference))
+        ]
+        runs = {"min_runs": 5, "min_seconds": 0.0, "warmup": 2} if self.quick else {"min_runs": 50, "min_seconds": 0.4}
+        measurement = measure(call, inputs=inputs, device=self.device, stream=stream, **runs)
+        return Result(measurement, {"relative_error": float(f"{max(errors):.3g}"), "form": form})
+
+    def _reference(self, setting: Setting) -> list[torch.Tensor]:
+        """The network in FP64 with its original weights, on the first two input sets."""
+        variant = setting.network.export_variant
+        module = self.module(setting.network, "fp64", variant)
+        inputs = setting.network.inputs(setting.batch, SETS, "fp64", variant, self.device)[:2]
+        # cuDNN's search for the fastest algorithm would cost more here than it gains
+        with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False):
+            return [module(tensor).clone() for tensor in inputs]
+
+    def _module(self, network: Network, precision: str, variant: str) -> torch.nn.Module:
+        return torch_peers.in_precision(network.make(variant), precision, self.device)
+
+    def _graph(self, network: Network, form: str) -> Any:
+        """The ONNX graph: FP32 as exported, or FP16 by our autocast, or FP16 exported from the halved module."""
+        if form == "autocast":
+            return trtkit.autocast(self.graph(network, "fp32"), "fp16", io="low")
+        precision = "fp16" if form == "half" else "fp32"
+        module = torch_peers.in_precision(network.make(network.export_variant), precision, "cpu")
+        example = network.inputs(2, 1, precision, "", "cpu")[0]
+        model = trtkit.load(module, example, name=network.name)
+        small = trtkit.optimize(model)
+        log.info("%s %s: %d nodes as exported, %d optimised", network.name, form, model.node_count, small.node_count)
+        return small
+
+
+def _best(results: dict[str, Result]) -> Result:
+    """The fastest form; what the others took stays with it."""
+    form = min(results, key=lambda name: results[name].measurement.median_ms)
+    best = results[form]
+    if len(results) > 1:
+        best.extra["forms_ms"] = {name: float(f"{r.measurement.median_ms:.6g}") for name, r in results.items()}
+    return best
+
+
+def session_call(session: Any, device: str) -> Callable[[torch.Tensor], Any]:
+    """A session as a function of one tensor: CUDA tensors as they are, CPU tensors through NumPy."""
+    name = session.inputs[0].name
+    if device == "cuda":
+        return lambda tensor: next(iter(session.run({name: tensor}).values()))
+    return lambda tensor: torch.from_numpy(next(iter(session.run({name: tensor.numpy()}).values())))
+
+
+def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
+    """‖got − want‖ / ‖want‖ in FP64; infinite for a wrong shape or for anything that is not a number."""
+    if got.shape != want.shape:
+        return float("inf")
+    if got.is_cuda:
+        torch.cuda.synchronize()  # a session may have computed it on a stream of its own
+    difference = torch.linalg.vector_norm(got.double() - want) / torch.linalg.vector_norm(want)
+    return float(difference) if torch.isfinite(difference) else float("inf")

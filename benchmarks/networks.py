@@ -1,0 +1,102 @@
+"""The networks that are measured: architecture, random weights from a seed, inputs, and the forms peers may choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Network:
+    """One architecture. `variants` compute the same function in different forms; a peer runs whichever is fastest."""
+
+    name: str
+    variants: tuple[str, ...]
+    export_variant: str  # the form that is exported to ONNX
+    make: Callable[[str], torch.nn.Module]  # variant -> float32 module, the same weights for every variant
+    draw: Callable[[int, torch.Generator], torch.Tensor]  # batch -> one input, float32 or int64
+
+    def inputs(self, batch: int, count: int, precision: str, variant: str, device: str) -> list[torch.Tensor]:
+        """`count` input sets, exactly representable in FP16, so that every precision is given the same numbers."""
+        tensors = list(_drawn(self, batch, count))
+        if tensors[0].is_floating_point():
+            dtype = {"fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}[precision]
+            tensors = [tensor.half().to(dtype) for tensor in tensors]
+        tensors = [tensor.to(device) for tensor in tensors]
+        return [tensor.to(memory_format=torch.channels_last) for tensor in tensors] if variant == "nhwc" else tensors
+
+
+@lru_cache(maxsize=2)  # the largest batch takes half a second to draw, and every contender wants it
+def _drawn(network: Network, batch: int, count: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(batch)
+    return tuple(network.draw(batch, generator) for _ in range(count))
+
+
+class LastHiddenState(torch.nn.Module):
+    """A transformer that takes token numbers (N, T) int64 and returns its last hidden state (N, T, H)."""
+
+    def __init__(self, body: torch.nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.body(input_ids=input_ids).last_hidden_state
+
+
+def resnet(quick: bool) -> Network:
+    """torchvision's ResNet-50 at 224x224 pixels (quick: ResNet-18 at 64x64)."""
+    import torchvision
+
+    size = 64 if quick else 224
+
+    def make(variant: str) -> torch.nn.Module:
+        torch.manual_seed(0)
+        model = torchvision.models.resnet18() if quick else torchvision.models.resnet50()
+        _settle_batch_norm(model, size)
+        return model.eval().to(memory_format=torch.channels_last) if variant == "nhwc" else model.eval()
+
+    def draw(batch: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(batch, 3, size, size, generator=generator)
+
+    return Network("resnet18-quick" if quick else "resnet50", ("nchw", "nhwc"), "nchw", make, draw)
+
+
+def _settle_batch_norm(model: torch.nn.Module, size: int) -> None:
+    """Give every batch norm the statistics of real activations; with those of initialisation, values would explode.
+
+    Residual branches are scaled down as training does it (torchvision's `zero_init_residual` starts them at 0): with
+    all branches at full strength a random residual network amplifies rounding tens of times, in every framework alike.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # a plain average over all batches seen
+            if name.endswith("bn3" if hasattr(model.layer1[0], "bn3") else "bn2"):
+                torch.nn.init.constant_(module.weight, 0.2)
+    model.train()
+    with torch.no_grad():
+        for _ in range(2):
+            model(torch.randn(8, 3, size, size))
+
+
+def bert(quick: bool) -> Network:
+    """BERT-base as transformers defines it, 128 tokens (quick: 2 layers of width 64, 16 tokens)."""
+    from transformers import BertConfig, BertModel
+
+    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    tokens = 16 if quick else TOKENS
+
+    def make(variant: str) -> torch.nn.Module:
+        torch.manual_seed(0)
+        config = BertConfig(**(small if quick else {}), attn_implementation=variant)
+        return LastHiddenState(BertModel(config, add_pooling_layer=False)).eval()
+
+    def draw(batch: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.randint(0, 30_000, (batch, tokens), generator=generator)
+
+    # "eager" writes attention as plain operators, which TensorRT fuses into fewer kernels than "sdpa"'s form.
+    return Network("bert-quick" if quick else "bert-base", ("sdpa", "eager"), "eager", make, draw)

@@ -1,0 +1,175 @@
+"""quantize: where Q/DQ stand, what the numbers are, refusals, and a trained network on photographs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tests.passes.graphs import parse
+from trtkit.errors import DataError, ModelError
+from trtkit.importers import load
+from trtkit.model import Model
+from trtkit.quant.autocast import autocast
+from trtkit.quant.calibrate import Calibration
+from trtkit.quant.qdq import quantize, quantize_report, quantize_weight
+
+
+def net(nodes: str, weights: dict[str, tuple[int, ...]], outputs: str = "float[n, 4, 6, 6] y") -> Model:
+    """A network on x (n, 4, 6, 6) with random weights of the given shapes."""
+    given = "".join(f", float[{','.join(map(str, shape))}] {name}" for name, shape in weights.items())
+    proto = parse(nodes, f"float[n, 4, 6, 6] x{given}", outputs).to_proto()
+    rng = np.random.default_rng(0)
+    for value in list(proto.graph.input)[1:]:
+        data = rng.standard_normal(weights[value.name]).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(data, value.name))
+        proto.graph.input.remove(value)
+    return load(proto)
+
+
+def data(count: int = 2) -> list[np.ndarray]:
+    return [np.random.default_rng(i).standard_normal((4, 4, 6, 6)).astype(np.float32) for i in range(count)]
+
+
+def sqnr(want: np.ndarray, have: np.ndarray) -> float:
+    return float(10 * np.log10((want**2).sum() / ((want - have) ** 2).sum()))
+
+
+def source(node: ir.Node, position: int) -> str:
+    producer = node.inputs[position].producer()
+    return producer.op_type if producer is not None else "-"
+
+
+@pytest.mark.parametrize(("nodes", "weights", "scales", "outputs"), [
+    ("y = Conv <pads = [1, 1, 1, 1]> (x, w, b)", {"w": (5, 4, 3, 3), "b": (5,)}, (5,), "float[n, 5, 6, 6] y"),
+    ("y = ConvTranspose(x, w)", {"w": (4, 5, 1, 1)}, (5,), "float[n, 5, 6, 6] y"),
+    ("f = Flatten(x) y = Gemm <transB = 1> (f, w)", {"w": (7, 144)}, (7,), "float[n, 7] y"),
+    ("f = Flatten(x) y = Gemm(f, w)", {"w": (144, 7)}, (7,), "float[n, 7] y"),
+    ("y = MatMul(x, w)", {"w": (6, 3)}, (3,), "float[n, 4, 6, 3] y"),
+])  # fmt: skip
+def test_each_operator(nodes: str, weights: dict[str, tuple[int, ...]], scales: tuple[int, ...], outputs: str) -> None:
+    model = net(nodes, weights, outputs)
+    int8 = quantize(model, data(), "max")
+    onnx.checker.check_model(int8.to_proto(), full_check=True)
+    graph = int8.ir.graph
+    assert graph.initializers["w_int8"].dtype == ir.DataType.INT8 and graph.initializers["w_scale"].shape == scales
+    assert "w" not in graph.initializers
+    assert "b" not in weights or graph.initializers["b"].dtype == ir.DataType.FLOAT
+    assert sqnr(model.run(data()[0])["y"], int8.run(data()[0])["y"]) > 30
+    assert int8.precision == "int8" and int8.history[-1].name == "quantize int8"
+    assert int8.inputs == model.inputs and int8.outputs == model.outputs
+    whole = quantize(model, data(), "max", per_channel=False)
+    assert whole.ir.graph.initializers["w_scale"].shape == ()
+    assert sqnr(model.run(data()[0])["y"], whole.run(data()[0])["y"]) > 25
+
+
+def test_one_pair_for_all_readers_of_a_tensor() -> None:
+    model = net("a = Conv(x, w) b = Conv(x, v) y = Add(a, b)", {"w": (4, 4, 1, 1), "v": (4, 4, 1, 1)})
+    int8 = quantize(model, data(), "max")
+    assert int8.op_counts["QuantizeLinear"] == 2  # x, and one branch of the addition
+    assert {node.name for node in int8.ir.graph} >= {"x_quantize", "x_dequantize", "w_dequantize", "v_dequantize"}
+
+
+def test_residual_add_gets_int8_on_the_branch_that_is_no_convolution() -> None:
+    model = net("r = Relu(x) a = Conv(r, w) y = Add(a, r)", {"w": (4, 4, 1, 1)})
+    add = next(node for node in quantize(model, data(), "max").ir.graph if node.op_type == "Add")
+    assert (source(add, 0), source(add, 1)) == ("Conv", "DequantizeLinear")
+    swapped = net("r = Relu(x) a = Conv(r, w) y = Add(r, a)", {"w": (4, 4, 1, 1)})
+    add = next(node for node in quantize(swapped, data(), "max").ir.graph if node.op_type == "Add")
+    assert (source(add, 0), source(add, 1)) == ("DequantizeLinear", "Conv")
+
+
+def test_of_two_convolutions_the_last_takes_the_addition() -> None:
+    model = net("s = Conv(x, v) a = Conv(x, w) y = Add(s, a)", {"w": (4, 4, 1, 1), "v": (4, 4, 1, 1)})
+    add = next(node for node in quantize(model, data(), "max").ir.graph if node.op_type == "Add")
+    assert (source(add, 0), source(add, 1)) == ("DequantizeLinear", "Conv")
+
+
+def test_additions_of_a_constant_or_of_float_tensors_are_left_alone() -> None:
+    model = net("a = Conv(x, w) b = Add(a, k) c = Relu(b) y = Add(c, x)", {"w": (4, 4, 1, 1), "k": (4, 1, 1)})
+    assert quantize(model, data(), "max").op_counts["QuantizeLinear"] == 1
+
+
+def test_choices_are_explained() -> None:
+    model = net("d = Conv <group = 4> (x, w) a = Conv(d, v) y = MatMul(a, a)", {"w": (4, 1, 1, 1), "v": (4, 4, 1, 1)})
+    report = {choice.node: choice for choice in quantize_report(quantize(model, data(), "max"))}
+    assert [choice.quantized for choice in report.values()] == [False, True, False]
+    assert "depthwise" in report["Conv_0"].reason and "no weights" in report["MatMul_2"].reason
+    assert quantize(model, data(), "max", depthwise=True).op_counts["QuantizeLinear"] == 2
+    with pytest.raises(ModelError, match="Nothing to quantise"):
+        quantize(model, data(), skip=["Conv_1"])
+
+
+def test_refusals() -> None:
+    model = net("y = Conv(x, w)", {"w": (4, 4, 1, 1)})
+    int8 = quantize(model, data(), "max")
+    with pytest.raises(ModelError, match=r"is quantised already: it has .*QuantizeLinear"):
+        quantize(int8, data())
+    with pytest.raises(ModelError, match="has no node 'Conv_9'"):
+        quantize(model, data(), skip=["Conv_9"])
+    with pytest.raises(ModelError, match="has no Gemm"):
+        quantize(model, data(), ops=["Gemm"])
+    with pytest.raises(DataError, match="no calibration data"):
+        quantize(model, None)
+    with pytest.raises(DataError, match="'x' holds NaN in batch 0"):
+        quantize(model, [np.full((1, 4, 6, 6), np.nan, np.float32)])
+    with pytest.raises(ModelError, match="is in fp16"):
+        quantize(Model(model.ir, precision="fp16"), data())
+    old = model.copy()
+    old.ir.opset_imports[""] = 12
+    with pytest.raises(ModelError, match="has opset 12"):
+        quantize(old, data())
+    with pytest.raises(ModelError, match="no range for 'x'"):
+        quantize(model, None, calibration=Calibration({}, "max", 0))
+
+
+def test_what_lies_between_int8_can_go_low() -> None:
+    model = net("r = Relu(x) a = Conv(r, w) y = Add(a, r)", {"w": (4, 4, 1, 1)})
+    mixed = autocast(quantize(model, data(), "max"), "fp16")
+    assert mixed.precision == "int8" and [step.name for step in mixed.history] == ["quantize int8", "autocast fp16"]
+    assert mixed.op_counts["Cast"] == 2 and mixed.ir.graph.initializers["w_scale_fp16"].dtype == ir.DataType.FLOAT16
+    assert sqnr(model.run(data()[0])["y"], mixed.run(data()[0])["y"]) > 30
+
+
+def test_a_calibration_made_elsewhere() -> None:
+    model = net("y = Conv(x, w)", {"w": (4, 4, 1, 1)})
+    int8 = quantize(model, None, calibration=Calibration({"x": 12.7}, "max", 5))
+    assert int8.ir.graph.initializers["x_scale"].const_value.numpy() == np.float32(0.1)
+
+
+SHAPES = hnp.array_shapes(min_dims=2, max_dims=4, max_side=4)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(hnp.arrays(np.float32, SHAPES, elements=st.floats(-1e4, 1e4, width=32)), st.integers(-1, 1))
+def test_weights_are_off_by_at_most_half_a_step(weight: np.ndarray, axis: int) -> None:
+    codes, scale = quantize_weight(weight, None if axis < 0 else axis)
+    assert codes.dtype == np.int8 and scale.dtype == np.float32 and (scale > 0).all() and codes.min(initial=0) >= -127
+    shape = [1] * weight.ndim
+    if axis >= 0:
+        shape[axis] = -1
+    step = scale.reshape(shape) if axis >= 0 else scale
+    assert (np.abs(codes * step.astype(np.float64) - weight) <= 0.5001 * step + 1e-30).all()
+
+
+def test_a_trained_network_keeps_its_answers_on_photographs() -> None:
+    """MobileNetV2: small, and known to be hard to quantise."""
+    pytest.importorskip("torchvision")
+    torch = pytest.importorskip("torch")
+    from trtkit.course.nets import mobilenet_v2
+    from trtkit.course.photos import photos, preprocess, views
+    from trtkit.passes import optimize
+
+    model = optimize(load(mobilenet_v2(), (torch.zeros(2, 3, 224, 224),)))
+    int8 = quantize(model, np.array_split(views(32), 8))
+    images = np.concatenate([preprocess(image) for image in photos().values()])
+    (name,) = (output.name for output in model.outputs)
+    want, have = model.run(images)[name], int8.run(images)[name]
+    assert (want.argmax(axis=1) == have.argmax(axis=1)).mean() >= 0.75
+    assert sqnr(want, have) > 14
+    assert int8.size_bytes < 0.3 * model.size_bytes
+    assert "35 Conv, 1 Gemm in int8, 10 residual branches" in int8.history[-1].detail

@@ -1,0 +1,241 @@
+"""The command line: every verb on a small real file, and one clean message for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import trtkit
+from trtkit import cli
+from trtkit.cli_inputs import parse_shapes, read_data
+from trtkit.errors import DataError, ModelError
+
+
+def small_network() -> onnx.ModelProto:
+    """Conv + BatchNormalization + Relu on (n, 3, 8, 8), with an Identity to remove."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.normal(size=(4, 3, 3, 3)) / 5,
+        "scale": rng.uniform(0.5, 2, 4),
+        "bias": rng.normal(size=4),
+        "mean": rng.normal(size=4) / 10,
+        "variance": rng.uniform(0.5, 2, 4),
+    }
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["": 20]>
+        small (float[n, 3, 8, 8] x) => (float[n, 4, 8, 8] y) {
+            a = Identity(x)
+            b = Conv<pads = [1, 1, 1, 1]>(a, w)
+            c = BatchNormalization(b, scale, bias, mean, variance)
+            y = Relu(c)
+        }""")
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.float32(a), name) for name, a in weights.items())
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: small.onnx and 16 samples for it in images.npy; a wide terminal."""
+    onnx.save(small_network(), tmp_path / "small.onnx")
+    images = np.random.default_rng(1).normal(size=(16, 3, 8, 8)).astype(np.float32)
+    np.save(tmp_path / "images.npy", images)
+    np.savez(tmp_path / "images.npz", x=images)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    return tmp_path
+
+
+def run(*argv: str) -> int:
+    return cli.main(argv)
+
+
+# --- every verb ------------------------------------------------------------------------------------------------------
+
+
+def test_doctor(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor") == 0
+    assert "live or recalled" in capsys.readouterr().out
+    assert run("doctor", "--line") == 0
+    assert capsys.readouterr().out.startswith("trtkit ")
+
+
+def test_optimize(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("optimize", "small.onnx", "-o", "out.onnx") == 0
+    assert trtkit.load("out.onnx").op_counts == {"Conv": 1, "Relu": 1}
+    printed = capsys.readouterr().out
+    assert "saved: out.onnx" in printed and "->" in printed
+
+
+def test_optimize_level_0_changes_nothing(folder: Path) -> None:
+    assert run("optimize", "small.onnx", "--level", "0") == 0
+    assert trtkit.load("small-optimized.onnx").node_count == 4
+
+
+def test_autocast(folder: Path) -> None:
+    assert run("autocast", "small.onnx", "fp16") == 0
+    half = trtkit.load("small-fp16.onnx")
+    weights = {tensor.dtype.name for tensor in half.ir.graph.initializers.values() if tensor.dtype is not None}
+    assert "FLOAT16" in weights
+    assert half.inputs[0].dtype == np.float32
+
+
+@pytest.mark.parametrize("data", ["images.npy", "images.npz"])
+def test_quantize(folder: Path, data: str) -> None:
+    assert run("optimize", "small.onnx", "-o", "out.onnx") == 0
+    assert run("quantize", "out.onnx", "--data", data, "--method", "entropy", "-o", "int8.onnx") == 0
+    counts = trtkit.load("int8.onnx").op_counts
+    assert counts["QuantizeLinear"] >= 1 and counts["DequantizeLinear"] >= 2
+
+
+def test_build(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    shapes = "x:1x3x8x8,4x3x8x8,16x3x8x8"
+    assert run("build", "small.onnx", "--shapes", shapes, "-o", "small.engine", "--map", "map.png") == 0
+    engine = trtkit.open_engine("small.engine")
+    assert engine.manifest["profiles"] == [{"x": [[1, 3, 8, 8], [4, 3, 8, 8], [16, 3, 8, 8]]}]
+    assert (folder / "map.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "saved: small.engine" in printed and "layers" in printed and "verified:" in printed
+
+
+def test_build_against_the_model_it_was_made_from(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    assert run("optimize", "small.onnx", "-o", "out.onnx") == 0
+    assert run("build", "out.onnx", "--reference", "small.onnx", "--data", "images.npy", "-o", "out.engine") == 0
+    assert "against the model as loaded" in capsys.readouterr().out
+
+
+def test_build_refuses_what_differs_from_its_reference(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    other = small_network()
+    other.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w"))
+    onnx.save(other, "other.onnx")
+    assert run("build", "other.onnx", "--reference", "small.onnx", "-o", "other.engine") == 1
+    assert "refused" in capsys.readouterr().err
+    assert not (folder / "other.engine").exists()
+
+
+def test_compare(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("optimize", "small.onnx", "-o", "out.onnx") == 0
+    assert run("compare", "small.onnx", "out.onnx", "--data", "images.npy", "--plot", "compare.png") == 0
+    printed = capsys.readouterr().out
+    assert "small" in printed and "out" in printed
+    assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_on_random_inputs(folder: Path) -> None:
+    (folder / "other").mkdir()
+    onnx.save(small_network(), "other/small.onnx")
+    assert run("compare", "small.onnx", "other/small.onnx", "--batch", "2") == 0
+
+
+def test_bench(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("bench", "small.onnx", "--data", "images.npy") == 0
+    printed = capsys.readouterr().out
+    assert "fp16" in printed and "int8" in printed
+
+
+def test_lab_starts_jupyterlab_on_the_course_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jupyterlab")
+    started: list[list[str]] = []
+    settings: list[str] = []
+
+    def execve(program: str, command: list[str], environment: dict[str, str]) -> None:
+        started.append(command)
+        settings.append(environment["JUPYTER_CONFIG_PATH"].split(":")[0])
+
+    monkeypatch.setattr(cli.os, "execve", execve)
+    assert run("lab", "--no-browser", "--port", "9000") == 0
+    (command,) = started
+    assert command[1:3] == ["-m", "jupyterlab"] and command[-3:] == ["--no-browser", "--port", "9000"]
+    assert "--LabApp.default_url=/lab/tree/notebooks/README.md" in command
+    overrides = json.loads((Path(settings[0]) / "labconfig" / "default_setting_overrides.json").read_text())
+    assert "Markdown Preview" in str(overrides)
+
+
+# --- what can be wrong -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["optimize", "absent.onnx"], "No such file"),
+        (["optimize", "images.npy"], "not an ONNX model"),
+        (["quantize", "small.onnx", "--data", "absent.npy"], "No such file"),
+        (["quantize", "small.onnx", "--data", "small.onnx"], "neither a .npy nor a .npz"),
+        (["build", "small.onnx", "--shapes", "x:1x3xa"], "cannot be read"),
+        (["build", "small.onnx", "--shapes", "z:1x3x8x8"], "'z'"),
+    ],
+)
+def test_one_clean_message_and_nothing_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], argv: list[str], said: str
+) -> None:
+    before = sorted(folder.iterdir())
+    assert run(*argv) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("trtkit: ") and said in errors and "Traceback" not in errors
+    assert sorted(folder.iterdir()) == before
+
+
+def test_an_unknown_network_of_torchvision(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchvision")
+    assert run("bench", "torchvision:no_such_network") == 1
+    assert "no model 'no_such_network'" in capsys.readouterr().err
+
+
+def test_debug_shows_where(folder: Path) -> None:
+    with pytest.raises(ModelError):
+        run("--debug", "optimize", "absent.onnx")
+
+
+def test_ctrl_c(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trtkit, "optimize", interrupted, raising=False)
+    assert run("optimize", "small.onnx") == 130
+
+
+@pytest.mark.parametrize("argv", [[], ["fly"], ["optimize"], ["quantize", "m.onnx"], ["doctor", "--fast"]])
+def test_wrong_arguments_end_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(*argv)
+    assert ended.value.code == 2
+    assert "usage: trtkit" in capsys.readouterr().err
+
+
+def test_as_a_program_head_may_stop_reading() -> None:
+    command = f"{sys.executable} -m trtkit.cli doctor | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=Path(cli.__file__).parents[1])
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.parametrize("text", ["x", "x:", ":1x3", "x:1x3,2x3", "x:0x3", "x:1,2,3,4", "x:1x-3"])
+def test_shapes_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(ModelError, match="cannot be read"):
+        parse_shapes(text)
+
+
+def test_names_may_hold_a_colon() -> None:
+    assert parse_shapes("input:0:2x4") == ("input:0", [(2, 4)] * 3)
+
+
+def test_data_comes_in_batches(folder: Path) -> None:
+    batches = read_data("images.npy", trtkit.load("small.onnx"), batch=6)
+    assert [batch["x"].shape[0] for batch in batches] == [6, 6, 4]
+
+
+def test_data_that_does_not_fit(folder: Path) -> None:
+    model = trtkit.load("small.onnx")
+    np.savez("named.npz", z=np.zeros((2, 3)))
+    np.save("empty.npy", np.zeros((0, 3, 8, 8), np.float32))
+    np.save("objects.npy", np.array([{"a": 1}], dtype=object))
+    for file, said in (("named.npz", "'z'"), ("empty.npy", "at least one"), ("objects.npy", "plain arrays")):
+        with pytest.raises(DataError, match=said):
+            read_data(file, model)

@@ -1,0 +1,133 @@
+"""Pictures: everything that should be on them is, nothing overlaps, and nothing is drawn twice."""
+
+from __future__ import annotations
+
+import io
+
+import onnx
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+import trtkit
+from trtkit import plot
+from trtkit.bench.measure import Measurement
+from trtkit.engine.fusion import FusionMap, NodeAccount
+from trtkit.engine.layers import Layer
+from trtkit.plot.fusion import _collapsed, _Row
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for axis in figure.axes for text in axis.texts] + [text.get_text() for text in figure.texts]
+
+
+def overlapping(figure: Figure) -> list[tuple[str, str]]:
+    """Pairs of texts on the figure whose boxes intersect."""
+    figure.canvas.draw()
+    shown = [t for axis in figure.axes for t in axis.texts if t.get_text()] + [t for t in figure.texts if t.get_text()]
+    boxes = [(t.get_text(), t.get_window_extent()) for t in shown]
+    return [(a, b) for i, (a, box) in enumerate(boxes) for b, other in boxes[i + 1 :] if box.overlaps(other)]
+
+
+def layer(kind: str, *nodes: str, tactic: str = "") -> Layer:
+    return Layer("k", kind, (), (), tactic, nodes)
+
+
+def chain(blocks: int) -> FusionMap:
+    """A stem, equal blocks of Conv+Relu and Conv+Add+Relu, a view and a folded node."""
+    nodes, kernels = [NodeAccount("c", "Constant", "folded", None, "computed while building")], []
+    for ops in [("MaxPool",), *[("Conv", "Relu"), ("Conv", "Add", "Relu")] * blocks]:
+        nodes += [NodeAccount(f"n{len(nodes) + i}", op, "kernel", len(kernels), "") for i, op in enumerate(ops)]
+        kernels.append(layer("correlation", *ops))
+    nodes.append(NodeAccount("r", "Reshape", "view", None, "only says how the same bytes are read"))
+    kernels.append(layer("kgen", tactic="__myl_TranMean_0x12ab"))
+    return FusionMap("net", tuple(nodes), tuple(kernels))
+
+
+def test_fusion_map_draws_blocks_once_and_says_how_often() -> None:
+    figure = plot.fusion_map(chain(5))
+    shown = texts(figure)
+    assert "5×" in shown
+    assert shown.count("Conv") == 2
+    assert "kgen: TranMean" in shown
+    assert "(TensorRT's own)" in shown
+    assert any(text.startswith("view: only says") for text in shown)
+    assert any(text.startswith("folded: computed") for text in shown)
+    assert "ONNX: 28 nodes" in shown
+    assert not overlapping(figure)
+
+
+def test_fusion_map_whole_and_in_part() -> None:
+    assert texts(plot.fusion_map(chain(5), collapse=False)).count("Conv") == 10
+    assert texts(plot.fusion_map(chain(5), collapse=False, first=3)).count("Conv") == 1
+
+
+def test_a_long_chain_of_nodes_breaks_into_lines() -> None:
+    nodes = tuple(NodeAccount(f"n{i}", "LayerNormalization", "kernel", 0, "") for i in range(19))
+    figure = plot.fusion_map(FusionMap("net", nodes, (layer("kgen", *"ab"),)))
+    assert texts(figure).count("LayerNorm") == 19
+    assert not overlapping(figure)
+
+
+def test_collapsing_loses_nothing() -> None:
+    rows = [_Row((op,), "k", "") for op in "abcbcbcdefefx"]
+    blocks = _collapsed(rows)
+    assert [row for block, times in blocks for row in block * times] == rows
+    assert ([("b",), ("c",)], 3) in [([row.ops for row in block], times) for block, times in blocks]
+    assert sum(len(block) for block, _ in blocks) < len(rows)
+    assert _collapsed([]) == []
+
+
+def test_the_map_of_a_real_engine() -> None:
+    pytest.importorskip("tensorrt_rtx")
+    text = '<ir_version: 10, opset_import: ["": 20]> g (float[n, 4] x) => (float[n, 2, 2] y) ' \
+           "<int64[3] s = {0, 2, 2}> {a = Exp(x) b = Relu(a) y = Reshape(b, s)}"  # fmt: skip
+    fusion = trtkit.build(trtkit.load(onnx.parser.parse_model(text))).fusion_map()
+    shown = texts(fusion.plot())
+    assert {"Exp", "Relu", "Reshape"} <= set(shown)
+
+
+def test_bars_carry_their_numbers_and_their_source() -> None:
+    times = {"eager": Measurement.from_samples([3.0, 3.2, 3.9]), "ours": Measurement.from_samples([0.30, 0.31, 0.33])}
+    figure = plot.latency_bars(times, title="one call", highlight=["ours"])
+    assert {"3.2", "0.31", "measured here"} <= set(texts(figure))
+    assert "p10 to p90" in figure.axes[0].get_xlabel()
+    assert not overlapping(figure)
+    assert "p10" not in plot.latency_bars({"a": 1.0}).axes[0].get_xlabel()
+
+
+def test_speedup_marks_where_nothing_is_gained() -> None:
+    figure = plot.speedup({"batch 1": 1.9, "batch 128": 0.97}, "torch.compile", source="recalled: NVIDIA H200")
+    assert {"1.90x", "0.97x", "recalled: NVIDIA H200"} <= set(texts(figure))
+    gains, losses = (bar.get_facecolor() for bar in figure.axes[0].patches)
+    assert gains != losses
+
+
+def test_comparison_leaves_out_what_was_not_measured() -> None:
+    rows = [
+        {"name": "a", "batch": None, "median_ms": None, "size_bytes": 4e6, "error": 0.0, "measured": None},
+        {"name": "b", "batch": 8, "median_ms": None, "size_bytes": 2e6, "error": 3e-4, "measured": None},
+    ]
+    figure = plot.comparison(rows, peer="a")
+    assert [axis.get_title(loc="left") or axis.get_title() for axis in figure.axes] == ["size, MB", "relative error"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b, batch 8"]
+    timed = plot.comparison([row | {"median_ms": 1.0, "measured": "this CPU"} for row in rows], peer="a")
+    assert len(timed.axes) == 3
+    assert "latency measured on: this CPU" in texts(timed)
+    assert not overlapping(timed)
+
+
+def test_nothing_to_draw_is_said() -> None:
+    for draw in (lambda: plot.latency_bars({}), lambda: plot.speedup({}, "x"), lambda: plot.comparison([])):
+        with pytest.raises(ValueError, match="draw"):
+            draw()
+
+
+def test_figures_are_closed_and_can_be_saved() -> None:
+    plt.close("all")
+    plot.style()
+    for figure in (plot.speedup({"a": 2.0}, "b"), plot.fusion_map(chain(1)), plot.latency_bars({"a": 1.0})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        assert buffer.getvalue().startswith(b"\x89PNG")
+    assert plt.get_fignums() == []

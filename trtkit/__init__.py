@@ -1,0 +1,44 @@
+"""trtkit: how TensorRT makes deep networks fast, as a toolkit whose every part can be read.
+
+The verbs below are all there is at the top; each is imported when first used, so that `import trtkit` stays quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trtkit.bench.compare import compare
+    from trtkit.engine.build import build
+    from trtkit.engine.engine import open_engine
+    from trtkit.importers import load
+    from trtkit.model import save
+    from trtkit.passes import optimize
+    from trtkit.quant.autocast import autocast
+    from trtkit.quant.qdq import quantize
+
+__version__ = "0.1.0"
+__all__ = ["autocast", "build", "compare", "load", "open_engine", "optimize", "quantize", "save"]
+
+_HOME = {
+    "load": "trtkit.importers",
+    "save": "trtkit.model",
+    "optimize": "trtkit.passes",
+    "autocast": "trtkit.quant.autocast",
+    "quantize": "trtkit.quant.qdq",
+    "build": "trtkit.engine.build",
+    "open_engine": "trtkit.engine.engine",
+    "compare": "trtkit.bench.compare",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'trtkit' has no attribute {name!r}; its verbs are {', '.join(__all__)}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,1 @@
+"""What the lessons need and an experiment does not: photographs, networks, notebook helpers, exercise checks."""

@@ -1,0 +1,94 @@
+"""ResNet-50 on a GPU against PyTorch: measured where there is one, recalled from the records anywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from trtkit.bench.record import Records, load, measure_or_recall
+from trtkit.errors import RecordError
+
+if TYPE_CHECKING:
+    from trtkit.bench.compare import Comparison
+
+# contender in a record -> its name in a comparison
+CONTENDERS = {"trtkit": "engine {}, GPU", "eager": "PyTorch eager {}, GPU",
+              "eager-graph": "PyTorch CUDA graph {}, GPU", "compile": "torch.compile {}, GPU"}  # fmt: skip
+
+
+class Figures(dict[str, float]):
+    """Median milliseconds of one call by contender, all from one run, and where they are from."""
+
+    def __init__(self, times: Mapping[str, float], source: str) -> None:
+        super().__init__(times)
+        self.source = source
+
+    def factors(self) -> dict[str, float]:
+        """How many times faster the engine is than each peer.
+
+        >>> Figures({"trtkit": 2.0, "eager": 5.0}, "an example").factors()
+        {'eager': 2.5}
+        """
+        return {peer: time / self["trtkit"] for peer, time in self.items() if peer != "trtkit"}
+
+    def best_peer(self) -> str:
+        """The fastest of the others."""
+        return min(self.factors(), key=self.factors().__getitem__)
+
+
+def resnet50(precision: str = "fp16", batch: int = 1) -> Figures:
+    """Our engine, PyTorch eager, eager in a CUDA graph and torch.compile on ResNet-50, side by side.
+
+    Raises RecordError when there is neither a GPU nor a record.
+    """
+    key = f"resnet50-{precision}-b{batch}"
+    found = measure_or_recall(key, lambda: _measured(precision, batch), needs="tensorrt-gpu")
+    return _figures(found) if isinstance(found, Records) else cast(Figures, found)
+
+
+def sweep(
+    precisions: Sequence[str] = ("fp32", "fp16"), batches: Sequence[int] = (1, 32, 128)
+) -> tuple[dict[str, Figures], list[str]]:
+    """`resnet50` for every precision and batch by name ("fp16, batch 1"), and why the others are left out."""
+    found: dict[str, Figures] = {}
+    missing: list[str] = []
+    for precision, batch in ((precision, batch) for precision in precisions for batch in batches):
+        try:
+            found[f"{precision}, batch {batch}"] = resnet50(precision, batch)
+        except RecordError as error:
+            missing.append(f"{precision}, batch {batch} is left out: {error}")
+    return found, missing
+
+
+def recalled(precision: str, batch: int) -> Figures:
+    """The same from the record, GPU or not. Raises RecordError when there is none."""
+    return _figures(load(f"resnet50-{precision}-b{batch}"))
+
+
+def _figures(records: Records) -> Figures:
+    """The record's contenders; the engine and its peers have to come from one run, or their ratio says nothing."""
+    if "trtkit" not in records:
+        raise RecordError(f"Record {records.key!r} has no contender 'trtkit'; it has {', '.join(records)}.")
+    for peer in records:
+        records.speedup("trtkit", peer)  # raises when the runs differ
+    return Figures({name: record.median_ms for name, record in records.items()}, records["trtkit"].source)
+
+
+def _measured(precision: str, batch: int) -> Figures:
+    """Measure here; takes a minute, most of it torch.compile."""
+    import torch
+
+    import trtkit
+    from trtkit.bench.peers import bench_model
+    from trtkit.course.nets import resnet50 as network
+
+    module = network()
+    model = trtkit.load(module, torch.rand(1, 3, 224, 224), name="resnet50")
+    return _from_comparison(bench_model(model, torch_module=module, precisions=[precision], batches=[batch]), precision)
+
+
+def _from_comparison(comparison: Comparison, precision: str) -> Figures:
+    rows: dict[str, dict[str, Any]] = {row["name"]: row for row in comparison.rows}
+    wanted = {name: form.format(precision) for name, form in CONTENDERS.items()}
+    times = {name: float(rows[row]["median_ms"]) for name, row in wanted.items() if row in rows}
+    return Figures(times, f"measured here: {rows[wanted['trtkit']]['measured']}")

@@ -1,0 +1,1 @@
+"""TensorRT: building engines, looking into them, verifying and running them."""

@@ -1,0 +1,177 @@
+"""build: from a Model to a verified TensorRT engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import trtkit
+from trtkit.engine import layers as layer_list
+from trtkit.engine.engine import Engine
+from trtkit.engine.shapes import Shapes, profiles_for
+from trtkit.engine.trt import require
+from trtkit.engine.verify import verify_engine
+from trtkit.errors import BuildError, EngineError, ModelError
+from trtkit.model import Model, save
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+
+
+def build(
+    model: Model,
+    shapes: Shapes | None = None,
+    *,
+    data: Iterable[Any] | None = None,
+    verify: bool = True,
+    tolerance: float | None = None,
+    progress: Progress | None = None,
+    workspace_bytes: int | None = None,
+    tf32: bool = True,
+    compute_capabilities: Sequence[tuple[int, int]] = (),
+    isolate: bool = True,
+    timeout_s: float = 1800,
+) -> Engine:
+    """Build a TensorRT engine and hand it out only when it computes what it should.
+
+    Args:
+        model: precision is what its graph says (`autocast`, `quantize`); TensorRT's networks are strongly typed.
+        shapes: for inputs whose dimensions may change, by name: one shape, or the least, best and largest. A list of
+        such
+            dicts makes several optimization profiles. By default a changeable batch runs from 1 to 32, tuned for 8.
+        data: real inputs (dicts or arrays) to verify on; seeded random ones are used besides, or instead.
+        verify: compare with the reference before handing the engine out. `False` is the way to get it anyway.
+        tolerance: largest relative error ‖got - expected‖ / ‖expected‖ to accept; by default what its precision allows.
+        progress: called as progress(phase, step, steps) with the phases of TensorRT's builder.
+        workspace_bytes: scratch memory that a kernel may use.
+        tf32: let FP32 matrix products round their factors to TF32's 10 bits, as tensor cores need.
+        compute_capabilities: GPUs to build for, e.g. [(8, 9), (12, 0)] (TensorRT-RTX; by default all that it serves).
+        isolate: build in a child process, which an abort inside TensorRT cannot outlive while this one does.
+        timeout_s: seconds after which a build in a child process is given up.
+
+    Raises:
+        BuildError: TensorRT refused; carries its own words and the ONNX node.
+        VerificationError: the outputs are further from the reference than the tolerance.
+        MissingError: no TensorRT is installed.
+
+    >>> import onnx
+    >>> text = '<ir_version: 10, opset_import: ["": 20]> g (float[n, 4] x) => (float[n, 4] y) {y = Relu(x)}'
+    >>> engine = build(trtkit.load(onnx.parser.parse_model(text)))
+    >>> [layer.onnx_nodes for layer in engine.layers if layer.onnx_nodes]
+    [('Relu_0',)]
+    """
+    library = require()
+    request: dict[str, Any] = {
+        "profiles": profiles_for(model, shapes),
+        "workspace_bytes": workspace_bytes,
+        "tf32": tf32,
+        "compute_capabilities": [list(c) for c in compute_capabilities],
+    }
+    with tempfile.TemporaryDirectory(prefix="trtkit-build-") as name:
+        folder = Path(name)
+        onnx_file = save(model, folder / "model.onnx")
+        request["onnx_file"] = str(onnx_file)
+        digest = _sha256(onnx_file)
+        plan, result = (_in_child if isolate else _in_process)(folder, request, progress, timeout_s)
+    if plan is None:
+        raise BuildError(_explain(result, model, str(library)))
+    manifest = {
+        "tensorrt": library.name,
+        "version": library.version,
+        "trtkit": trtkit.__version__,
+        "model": model.name,
+        "model_sha256": digest,
+        "precision": model.precision,
+        "profiles": request["profiles"],
+        "tf32": tf32,
+        "compute_capabilities": request["compute_capabilities"],
+        "build_seconds": result["seconds"],
+        "network_layers": result["network_layers"],
+        "layers_from": result["layers_from"],
+        "plan_sha256": hashlib.sha256(plan).hexdigest(),
+    }
+    engine = Engine(plan, manifest, _read_layers(result), model)
+    if verify:
+        engine.verification = verify_engine(engine, data, tolerance)
+    return engine
+
+
+def _in_process(folder: Path, request: dict[str, Any], progress: Progress | None, timeout_s: float) -> _Result:
+    from trtkit.engine.child import build_plan
+
+    return build_plan(request["onnx_file"], request, progress or (lambda phase, step, steps: None))
+
+
+_Result: TypeAlias = tuple[bytes | None, dict[str, Any]]
+
+
+def _in_child(folder: Path, request: dict[str, Any], progress: Progress | None, timeout_s: float) -> _Result:
+    """Run `trtkit.engine.child` and read what it leaves; whatever happens to it, this process goes on."""
+    (folder / "request.json").write_text(json.dumps(request))
+    command = [sys.executable, "-m", "trtkit.engine.child", str(folder)]
+    with (
+        (folder / "stderr").open("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_child_environment()) as child,
+    ):
+        timer = threading.Timer(timeout_s, child.kill)
+        timer.start()
+        try:
+            for line in child.stdout or ():
+                if progress is not None and line.startswith("["):
+                    progress(*json.loads(line))
+            code = child.wait()
+        except BaseException:  # Ctrl-C, or the caller's progress function raised: leave no builder behind
+            child.kill()
+            raise
+        finally:
+            timer.cancel()
+        errors.seek(0)
+        last_words = errors.read().strip().splitlines()[-12:]
+    if (folder / "result.json").is_file():
+        plan = folder / "plan"
+        return (plan.read_bytes() if plan.is_file() else None), json.loads((folder / "result.json").read_text())
+    return None, {"errors": [_how_it_ended(code, timeout_s), *last_words], "stage": "crash"}
+
+
+def _child_environment() -> dict[str, str]:
+    import os
+
+    root = str(Path(trtkit.__file__).resolve().parents[1])  # the child must find this trtkit, installed or not
+    path = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}
+
+
+def _how_it_ended(code: int, timeout_s: float) -> str:
+    if code == -signal.SIGKILL:
+        return f"the builder was killed: it ran into the limit of {timeout_s:g} s (timeout_s), or the memory ran out"
+    if code < 0:
+        return f"TensorRT ended its process ({signal.Signals(-code).name}) without a word; yours is unharmed"
+    return f"the builder's process stopped with exit code {code}"
+
+
+def _explain(result: Mapping[str, Any], model: Model, library: str) -> str:
+    doing = {"parse": "cannot parse", "profile": "refuses a shape of", "build": "cannot build", "crash": "crashed on"}
+    words = [w for w in dict.fromkeys(str(e).strip() for e in result["errors"]) if w][:6]
+    lines = "\n".join(f"  {word}" for word in words) or "  (it said nothing)"
+    return f"{library} {doing[result['stage']]} {model.name!r} ({model.precision}). In its own words:\n{lines}"
+
+
+def _read_layers(result: Mapping[str, Any]) -> list[layer_list.Layer]:
+    if result["layers_from"] == "inspector":
+        return layer_list.from_inspector(result["layers"])
+    return layer_list.from_log(result["layers"])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+__all__ = ["BuildError", "EngineError", "ModelError", "build"]

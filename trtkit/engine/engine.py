@@ -1,0 +1,190 @@
+"""Engine: what `build` returns and a file keeps: the plan, what it is, and what TensorRT made of the network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from trtkit.engine.device import gpu
+from trtkit.engine.fusion import FusionMap, fusion_map
+from trtkit.engine.layers import Layer, LayerTensor
+from trtkit.engine.session import CpuSession, Session
+from trtkit.engine.trt import find
+from trtkit.errors import EngineError
+from trtkit.model import Model, write_atomically
+
+if TYPE_CHECKING:
+    from trtkit.engine.verify import Verification
+
+
+class Engine:
+    """A built TensorRT engine.
+
+    Attributes:
+        plan: the serialised engine, as TensorRT's runtime takes it.
+        manifest: which TensorRT built it from what, with which profiles, precision and targets.
+        layers: the engine's layers, see `trtkit.engine.layers.Layer`.
+        model: the graph it was built from; None when it was read from a file and no model was given.
+        verification: what was compared before it was handed out; None when that was not asked for.
+    """
+
+    def __init__(self, plan: bytes, manifest: dict[str, Any], layers: list[Layer], model: Model | None) -> None:
+        self.plan = plan
+        self.manifest = manifest
+        self.layers = layers
+        self.model = model
+        self.verification: Verification | None = None
+
+    def __repr__(self) -> str:
+        m = self.manifest
+        kernels = sum(layer.launches for layer in self.layers)
+        return (
+            f"Engine({m['model']!r}, {m['precision']}: {kernels} kernels, {self.size_bytes:,} bytes, built by "
+            f"{m['tensorrt']} {m['version']} in {m['build_seconds']:.1f} s)"
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.plan)
+
+    @property
+    def build_seconds(self) -> float:
+        return float(self.manifest["build_seconds"])
+
+    @property
+    def why_not_here(self) -> str:
+        """Why this engine cannot run on this machine; empty when it can."""
+        library, device, built = find(), gpu(), f"{self.manifest['tensorrt']} {self.manifest['version']}"
+        if device is None:
+            return "there is no GPU here"
+        if library is None:
+            return "no TensorRT is installed here"
+        if str(library) != built:
+            return f"it was built by {built}, and {library} is installed; a plan runs only on the version that built it"
+        if not library.runs_on(device.compute_capability):
+            return f"{library} does not run on the {device}"
+        return ""
+
+    @property
+    def runs_here(self) -> bool:
+        return not self.why_not_here
+
+    def fusion_map(self) -> FusionMap:
+        """Which ONNX node went into which kernel, and what became of the others.
+
+        Raises:
+            EngineError: the engine came from a file and its model was not given.
+        """
+        return fusion_map(self._needs_model("draw its fusion map"), self.layers)
+
+    def open(self, device: str | None = None, **options: Any) -> Session:
+        """A session that runs the engine on the GPU, or its graph in ONNX Runtime on the CPU.
+
+        Args:
+            device: "cuda", "cpu", or None for the GPU where it can run the engine, else the CPU.
+            options: for the GPU, see `trtkit.engine.gpu.GpuSession`.
+
+        Raises:
+            EngineError: the engine cannot run there; says why.
+        """
+        if device not in (None, "cuda", "cpu"):
+            raise EngineError(f"No device {device!r}: it is 'cuda', 'cpu', or None for whichever can run the engine.")
+        if device == "cuda" and not self.runs_here:
+            raise EngineError(
+                f"The engine of {self.manifest['model']!r} cannot run here: {self.why_not_here}. "
+                "open('cpu') runs its graph on the CPU."
+            )
+        if device == "cpu" or not self.runs_here:
+            return CpuSession(self._needs_model("run on the CPU"))
+        from trtkit.engine.gpu import GpuSession
+
+        return GpuSession(self.plan, self.manifest["model"], **options)
+
+    def _needs_model(self, purpose: str) -> Model:
+        if self.model is None:
+            raise EngineError(
+                f"To {purpose}, this engine needs the graph it was built from: "
+                "trtkit.open_engine(path, model=trtkit.load('that.onnx'))."
+            )
+        return self.model
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the plan to `path`, as any TensorRT tool reads it, and its manifest with the layers to `path` +
+        ".json".
+
+        Raises:
+            EngineError: the folder does not exist.
+        """
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise EngineError(
+                f"Cannot save the engine to {path}: the folder {path.parent} does not exist. Make it first."
+            )
+        write_atomically(path, self.plan)
+        facts = {"manifest": self.manifest, "layers": [layer._asdict() for layer in self.layers]}
+        write_atomically(_manifest_path(path), json.dumps(facts, indent=1).encode())
+        return path
+
+
+def open_engine(path: str | os.PathLike[str], model: Model | None = None) -> Engine:
+    """Read an engine that `Engine.save` wrote.
+
+    Args:
+        model: the graph it was built from, for `fusion_map` and to run without a GPU.
+
+    Raises:
+        EngineError: a file is missing or damaged, another TensorRT built it, or `model` is not the one it was built
+        from.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise EngineError(f"No such engine: {path}.")
+    facts = _read_manifest(path)
+    plan = path.read_bytes()
+    manifest = facts["manifest"]
+    if hashlib.sha256(plan).hexdigest() != manifest["plan_sha256"]:
+        raise EngineError(
+            f"{path} is not what was saved: its content does not match its manifest. It was cut off, changed, or "
+            "another engine was put in its place; build it again."
+        )
+    library = find()
+    built = (manifest["tensorrt"], manifest["version"])
+    if library is not None and built != (library.name, library.version):
+        raise EngineError(
+            f"{path} was built by {built[0]} {built[1]}, and {library} is installed. TensorRT runs only plans of "
+            "its own version: build it again from its model, or install that version."
+        )
+    if model is not None and model.name != manifest["model"]:
+        raise EngineError(
+            f"{path} was built from {manifest['model']!r}, not from {model.name!r}. Give the model it is from."
+        )
+    return Engine(plan, manifest, [_layer(entry) for entry in facts["layers"]], model)
+
+
+def _manifest_path(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = _manifest_path(path)
+    if not file.is_file():
+        raise EngineError(
+            f"{path} has no manifest beside it ({file.name}), so nobody can say which TensorRT built it from "
+            "what. Copy both files, or build the engine again."
+        )
+    try:
+        facts = json.loads(file.read_text())
+        facts["manifest"]["plan_sha256"], facts["layers"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"{file} is damaged ({error!r}). Build the engine again.") from error
+    return cast(dict[str, Any], facts)
+
+
+def _layer(entry: dict[str, Any]) -> Layer:
+    tensors = {
+        side: tuple(LayerTensor(n, tuple(s), d, f) for n, s, d, f in entry[side]) for side in ("inputs", "outputs")
+    }
+    return Layer(**{**entry, **tensors, "onnx_nodes": tuple(entry["onnx_nodes"])})

@@ -1,0 +1,165 @@
+"""From whatever a network comes as to a Model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from trtkit.errors import ModelError
+from trtkit.model import Model
+
+_TOO_OLD = 13  # explicit per-channel Q/DQ came with opset 13; older files are lifted by ONNX's own converter
+
+
+def load(source: Any, example_inputs: Any = None, *, name: str | None = None, dynamic_batch: bool = True) -> Model:
+    """Load a network.
+
+    Args:
+        source: the path of an ONNX file, its bytes, an `onnx.ModelProto`, an `onnx_ir.Model`, or a `torch.nn.Module`.
+        example_inputs: for a torch module: the tensors it is called with, a tuple, or a dict by argument name.
+        name: what to call it; by default the file's or the class's name.
+        dynamic_batch: for a torch module: let the first dimension of every input change.
+
+    Raises:
+        ModelError: the file is missing, is not ONNX or is truncated, or uses an operator that ONNX does not have.
+        MissingError: a torch module was given and PyTorch's exporter is not installed.
+
+    >>> text = '<ir_version: 10, opset_import: ["": 20]> tiny (float[n] x) => (float[n] y) {y = Abs(x)}'
+    >>> load(onnx.parser.parse_model(text)).op_counts
+    {'Abs': 1}
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _from_file(Path(source), name)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _from_bytes(bytes(source), name, f"{len(source):,} bytes")
+    if isinstance(source, onnx.ModelProto):
+        return _from_proto(source, name, "the ModelProto", base_dir=None)
+    if isinstance(source, ir.Model):
+        return Model(source.clone(), name)
+    torch = sys.modules.get("torch")  # whoever holds a torch module has imported torch
+    if torch is not None and isinstance(source, torch.nn.Module):
+        from trtkit.importers.torch import from_torch
+
+        return from_torch(source, example_inputs, name=name, dynamic_batch=dynamic_batch)
+    raise ModelError(
+        f"Cannot load a {type(source).__module__}.{type(source).__name__}. Give the path of an ONNX file, "
+        "its bytes, an onnx.ModelProto, an onnx_ir.Model, or a torch.nn.Module with example inputs."
+    )
+
+
+def _from_file(path: Path, name: str | None) -> Model:
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder; give the path of the .onnx file in it.")
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.onnx")) if path.parent.is_dir() else []
+        hint = f" ONNX files in that folder: {', '.join(near[:5])}." if near else ""
+        raise ModelError(f"No such file: {path}.{hint}")
+    proto = _parse(path.read_bytes(), str(path))
+    return _from_proto(proto, name or path.stem, str(path), base_dir=path.parent)
+
+
+def _from_bytes(data: bytes, name: str | None, what: str) -> Model:
+    return _from_proto(_parse(data, what), name, what, base_dir=None)
+
+
+def _parse(data: bytes, what: str) -> onnx.ModelProto:
+    """Bytes to ModelProto. An empty message is valid protobuf, so emptiness is asked for as well."""
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError as error:
+        looks = " It looks like a zip archive (a PyTorch checkpoint?)." if data[:2] == b"PK" else ""
+        raise ModelError(
+            f"{what} is not an ONNX model, or is cut off: protobuf cannot read it.{looks} Export or download it again."
+        ) from error
+    if not proto.ir_version or not proto.HasField("graph"):
+        raise ModelError(f"{what} is not an ONNX model: it holds no graph. Was the export or download interrupted?")
+    return proto
+
+
+def _from_proto(proto: onnx.ModelProto, name: str | None, what: str, base_dir: Path | None) -> Model:
+    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=_TOO_OLD)
+    try:
+        if opset < _TOO_OLD:
+            proto = onnx.version_converter.convert_version(proto, _TOO_OLD)
+        _check(proto)
+        model = ir.from_proto(proto)
+    except ModelError as error:
+        raise ModelError(f"{what}: {error}") from error
+    except Exception as error:  # the checker, the converter and onnx_ir each raise errors of their own
+        raise ModelError(f"{what} is ONNX, but not valid: {error}") from error
+    _resolve_external_data(model, base_dir, what)
+    return Model(_inlined(model), name)
+
+
+def _check(proto: onnx.ModelProto) -> None:
+    """ONNX's checker on a copy without weights: it then costs milliseconds, and no copy of the weights."""
+    standard = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    for node in proto.graph.node:
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type):
+            raise ModelError(
+                f"node {node.name!r} uses the operator {node.op_type!r}, which ONNX (opset {standard}) does "
+                "not have. If it is a custom operator, its domain must say so."
+            )
+    bare = onnx.ModelProto()
+    bare.CopyFrom(_without_weights(proto))
+    onnx.checker.check_model(bare)
+
+
+def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model with weights turned into inputs, made field by field so that no weight is copied."""
+    bare = onnx.ModelProto(ir_version=proto.ir_version, functions=proto.functions, opset_import=proto.opset_import)
+    graph = bare.graph
+    graph.name = proto.graph.name or "graph"
+    graph.node.extend(proto.graph.node)
+    graph.input.extend(proto.graph.input)
+    graph.output.extend(proto.graph.output)
+    given = {value.name for value in proto.graph.input}
+    for weight in proto.graph.initializer:
+        if weight.name not in given:
+            graph.input.append(onnx.helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims)))
+    return bare
+
+
+def _resolve_external_data(model: ir.Model, base_dir: Path | None, what: str) -> None:
+    """Load weights kept beside the file; refuse a path that leads out of the model's folder."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        if base_dir is None:
+            raise ModelError(
+                f"{what}: weight {value.name!r} lies in another file ({tensor.location}), which only a model "
+                "loaded from a path can find. Give the path of the .onnx file."
+            )
+        file = (base_dir / tensor.location).resolve()
+        if not file.is_relative_to(base_dir.resolve()):
+            raise ModelError(
+                f"{what}: weight {value.name!r} points to {tensor.location}, outside the model's folder. "
+                "That is refused, since it could read any file of yours."
+            )
+        if not file.is_file():
+            raise ModelError(
+                f"{what}: the file {tensor.location} with its weights is missing beside it. Copy it there."
+            )
+        needed = (tensor.offset or 0) + tensor.nbytes
+        if file.stat().st_size < needed:
+            raise ModelError(
+                f"{what}: {tensor.location} has {file.stat().st_size:,} bytes, and weight {value.name!r} ends "
+                f"at byte {needed:,}. It is cut off: copy it again."
+            )
+        tensor.base_dir = str(base_dir)
+        value.const_value = ir.Tensor(tensor.numpy().copy(), name=value.name)
+
+
+def _inlined(model: ir.Model) -> ir.Model:
+    """Model-local functions replaced by their bodies, so that passes and the fusion map see one flat graph."""
+    if model.functions:
+        ir.passes.common.InlinePass()(model)
+    return model

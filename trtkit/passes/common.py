@@ -1,0 +1,187 @@
+"""What all passes share: the base class, and safe ways to read and to rewire a graph."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from typing import ClassVar
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from trtkit.model import Model
+
+log = logging.getLogger(__name__)
+
+_SMALL = 1000  # bytes; smaller constants may be shapes, whose values the inference needs to see
+Dims = tuple[int | str | None, ...]  # a number, the name of a symbolic dimension, or None where nothing is known
+
+
+class Rewrite(ir.passes.InPlacePass):
+    """A pass that offers every node of every graph, bodies of If, Loop and Scan included, to its rule.
+
+    A subclass sets `title` and writes `rewrite`. Each subclass documents its rules as
+
+    - *requires*: what must be provable before anything is touched,
+    - *rewrite*: what is put in the place of what,
+    - *ensures*: what holds afterwards; always: same inputs, same outputs and output names, equal values.
+    """
+
+    title: ClassVar[str]
+
+    def __init__(self) -> None:
+        self.done: Counter[str] = Counter()
+        self.opset = 0
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        self.done = Counter()
+        self.opset = model.opset_imports.get("", 0)
+        for graph in tuple(model.graphs()):
+            self.visit(graph)
+        return ir.passes.PassResult(model, modified=bool(self.done))
+
+    def visit(self, graph: ir.Graph) -> None:
+        """Offer every node to `rewrite`, in topological order; nodes may be removed on the way."""
+        for node in graph:
+            if node.domain == "" and (what := self.rewrite(node)):
+                self.done[what] += 1
+
+    def rewrite(self, node: ir.Node) -> str | None:
+        """Apply the rule to one node: what was done in a few words, or None when the rule does not hold."""
+        raise NotImplementedError
+
+    @property
+    def detail(self) -> str:
+        """What the last call did, for the model's history: `53 BatchNormalization into Conv`."""
+        return ", ".join(f"{count} {what}" for what, count in self.done.most_common())
+
+
+def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor behind a value that can never change, else None.
+
+    An initialiser that is also a graph input is only a default, which a caller may override: not a constant.
+    """
+    if value is None or value.is_graph_input():
+        return None
+    if value.is_initializer():
+        return value.const_value
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or node.domain != "" or "sparse_value" in node.attributes:
+        return None
+    return ir.convenience.get_const_tensor(value)
+
+
+def array(value: ir.Value | None) -> np.ndarray | None:
+    """The constant behind a value as NumPy array (shared, never write to it), else None."""
+    tensor = constant(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def replace(old: ir.Value, new: ir.Value) -> bool:
+    """Let everything that reads `old` read `new`; False, and nothing done, where the graph's interface forbids it.
+
+    Uses inside subgraphs are uses like any other. A graph output keeps its name: `new` takes it over, which is
+    possible only when `new` is computed by a node of the same graph and is not an output itself.
+    """
+    if not old.is_graph_output():
+        old.replace_all_uses_with(new)
+        return True
+    if new.is_graph_output() or new.producer() is None or new.graph is not old.graph:
+        return False
+    name, shape = old.name, old.shape
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    old.name = f"{name}_replaced"
+    new.name, new.shape = name, shape if shape is not None else new.shape
+    return True
+
+
+def remove(nodes: ir.Node | Iterable[ir.Node]) -> None:
+    """Take nodes that nobody reads any more out of their graph."""
+    for node in (nodes,) if isinstance(nodes, ir.Node) else tuple(nodes):
+        assert node.graph is not None
+        node.graph.remove(node, safe=True)
+
+
+def initializer(graph: ir.Graph, name: str, data: np.ndarray, dtype: ir.DataType | None = None) -> ir.Value:
+    """A new initialiser of `graph`; gets a number behind its name if that is taken."""
+    name = fresh_name(graph, name)
+    tensor = ir.Tensor(data, dtype=dtype, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def fresh_name(graph: ir.Graph, name: str) -> str:
+    """`name`, or `name_2`, `name_3` ... if an initialiser of the graph has it already."""
+    candidate, number = name, 1
+    while candidate in graph.initializers:
+        number += 1
+        candidate = f"{name}_{number}"
+    return candidate
+
+
+def single_use(value: ir.Value) -> bool:
+    """Whether exactly one node reads the value, once, and no graph gives it out."""
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def dims(value: ir.Value | None) -> Dims | None:
+    """A value's shape as plain Python, None where not even its rank is known."""
+    if value is None or value.shape is None:
+        return None
+    return tuple(d if isinstance(d, int) else d.value for d in value.shape)
+
+
+def working_copy(model: Model) -> ir.Model:
+    """A copy of a model's graph that passes may change.
+
+    Before IR version 4 every weight had to be listed as an input, too; these are dropped from the inputs, since nobody
+    meant them to be overridden. (`Model.inputs` does not show them either.)
+    """
+    graph = model.copy().ir
+    if graph.ir_version < 4:
+        graph.ir_version = 4
+        for value in tuple(graph.graph.inputs):
+            if value.is_initializer():
+                graph.graph.inputs.remove(value)
+    return graph
+
+
+def has_body(node: ir.Node) -> bool:
+    """Whether a node is an If, a Loop or a Scan: one that runs graphs of its own."""
+    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Add the types and shapes that ONNX's inference finds out to those that the graph states already.
+
+    Inference needs one protobuf message of less than 2 GB, so it gets a copy whose large weights are inputs.
+    """
+    light = model.clone()
+    for name, value in tuple(light.graph.initializers.items()):
+        if value.const_value is not None and value.const_value.nbytes > _SMALL:
+            del light.graph.initializers[name]
+            if not value.is_graph_input():
+                light.graph.inputs.append(value)
+            value.const_value = None
+    try:
+        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(light), data_prop=True))
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
+        log.debug("no shapes inferred: %s", error)
+        return
+    for graph, found in zip(model.graphs(), inferred.graphs(), strict=True):
+        known = {value.name: value for node in found for value in node.outputs}
+        for node in graph:
+            for value in node.outputs:
+                if value.name in known:
+                    _merge(value, known[value.name])
+
+
+def _merge(value: ir.Value, found: ir.Value) -> None:
+    value.type = value.type or found.type
+    try:
+        value.merge_shapes(found.shape)
+    except ValueError as error:
+        log.debug("%s is stated and inferred with different shapes: %s", value.name, error)

@@ -1,0 +1,44 @@
+"""Remove what no output depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from trtkit.passes.common import Rewrite
+
+
+class RemoveDeadCode(Rewrite):
+    """Remove nodes and initialisers that no output depends on.
+
+    1. A node none of whose outputs is read by a node (in a subgraph or not) or given out by a graph.
+    2. An initialiser that nobody reads, unless it is also an input or output of its graph: the interface stays.
+
+    *Requires* nothing else: ONNX operators have no side effects. *Rewrite*: they go; from the last node to the first,
+    so that one walk takes a whole dead chain. *Ensures*: every node left has a reader.
+    """
+
+    title = "remove dead code"
+
+    def visit(self, graph: ir.Graph) -> None:
+        for node in reversed(graph):
+            if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+                graph.remove(node, safe=True)
+                self.done[f"{node.op_type} removed"] += 1
+        for name, value in tuple(graph.initializers.items()):
+            if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+                del graph.initializers[name]
+                self.done["unused weights removed"] += 1
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Bodies first, so that what only a dead body node read is dead in the outer graph too."""
+        self.done.clear()
+        for graph in _innermost_first(model.graph):
+            self.visit(graph)
+        return ir.passes.PassResult(model, modified=bool(self.done))
+
+
+def _innermost_first(graph: ir.Graph) -> Iterator[ir.Graph]:
+    yield from reversed(tuple(graph.subgraphs()))  # subgraphs() gives an outer body before the bodies inside it
+    yield graph

@@ -1,0 +1,12 @@
+"""Pictures of what the kit finds: the fusion map, models and measurements as bars. Imported only when drawing.
+
+No picture says anything by colour alone. Every function returns a closed matplotlib figure: show or save it.
+"""
+
+from __future__ import annotations
+
+from trtkit.plot.bars import comparison, latency_bars, speedup
+from trtkit.plot.fusion import fusion_map
+from trtkit.plot.style import style
+
+__all__ = ["comparison", "fusion_map", "latency_bars", "speedup", "style"]

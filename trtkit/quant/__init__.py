@@ -1,0 +1,1 @@
+"""Numbers: writing lower precision into a graph, and finding out where that is safe."""

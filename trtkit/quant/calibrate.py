@@ -1,0 +1,239 @@
+"""Calibration: which range of a tensor the 255 codes of INT8 shall cover, found by watching real data pass.
+
+All calibrators stream: what they keep of a tensor is one number, or one histogram, however many batches there are.
+They work on |x|, since TensorRT's INT8 is symmetric: zero point 0 and codes -127 .. 127, so that scale = amax / 127.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from trtkit.errors import DataError
+from trtkit.model import Model, write_atomically
+from trtkit.quant.taps import Batch, Taps
+
+INT8_MAX = 127
+Progress = Callable[[int, int | None], None]  # batches done, batches in all (None when the data cannot say)
+
+
+class Calibrator(Protocol):
+    """Watches one tensor."""
+
+    def observe(self, tensor: np.ndarray) -> None:
+        """Take in the tensor of one batch, any shape, float."""
+
+    def amax(self) -> float:
+        """The |value| that the largest code shall stand for."""
+
+
+class MaxCalibrator:
+    """The largest |x| seen: nothing is ever clipped, and one outlier widens every step.
+
+    >>> calibrator = MaxCalibrator()
+    >>> calibrator.observe(np.array([0.5, -2.0]))
+    >>> calibrator.amax()
+    2.0
+    """
+
+    def __init__(self) -> None:
+        self._amax = 0.0
+
+    def observe(self, tensor: np.ndarray) -> None:
+        self._amax = max(self._amax, float(tensor.max(initial=0)), -float(tensor.min(initial=0)))
+
+    def amax(self) -> float:
+        return self._amax
+
+
+class Histogram:
+    """Counts of |x| in equal bins over [0, top], in one pass.
+
+    The first batch sets `top`. When a later one goes beyond it, neighbouring bins are merged until it fits, so `top`
+    doubles: counts stay exact, and the widest bin is at most 2 * amax / bins.
+    """
+
+    def __init__(self, bins: int = 2048) -> None:
+        self.counts = np.zeros(bins, np.int64)
+        self.top = 0.0
+
+    def observe(self, tensor: np.ndarray) -> None:
+        size = np.abs(tensor, dtype=np.float32).ravel()
+        largest = float(size.max(initial=0))
+        bins = len(self.counts)
+        if self.top == 0.0:
+            self.top = largest  # what came before was all zeros, which lie in the first bin for any top
+        while largest > self.top:
+            self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(axis=1), np.zeros(bins // 2, np.int64)])
+            self.top *= 2
+        width = self.top / bins or 1.0
+        index = np.minimum((size * np.float32(1 / width)).astype(np.int32), bins - 1)
+        self.counts += np.bincount(index, minlength=bins)
+
+    @property
+    def bin_width(self) -> float:
+        return self.top / len(self.counts)
+
+
+class PercentileCalibrator(Histogram):
+    """The |x| below which `percent` percent of all values lie: a few outliers are clipped for finer steps.
+
+    Wu et al. 2020, Integer Quantization for Deep Learning Inference, section 5.
+
+    >>> calibrator = PercentileCalibrator(99.0)
+    >>> calibrator.observe(np.append(np.linspace(0, 1, 9999), 50.0))
+    >>> round(calibrator.amax(), 1)
+    1.0
+    """
+
+    def __init__(self, percent: float = 99.99, bins: int = 8192) -> None:
+        super().__init__(bins)
+        if not 0 < percent <= 100:
+            raise ValueError(f"percent must lie in (0, 100], got {percent}")
+        self.percent = percent
+
+    def amax(self) -> float:
+        below = np.cumsum(self.counts)
+        return self.bin_width * (1 + int(np.searchsorted(below, below[-1] * self.percent / 100)))
+
+
+class EntropyCalibrator(Histogram):
+    """The threshold at which the quantised distribution tells us most of the original one (least KL divergence).
+
+    Migacz 2017, 8-bit Inference with TensorRT (GTC): for every i from 128 to 2048 compare
+
+        P = the first i bins, everything beyond added to the last of them (it would be clipped to it)
+        Q = the first i bins merged into 128 levels, each level spread evenly over its bins that are not empty
+
+    and keep the i with the smallest sum of P log(P / Q). As in NVIDIA's own implementation the first bin, which holds
+    the exact zeros of a ReLU, counts like its neighbour. All i are computed at once: within a level Q is constant, so
+    the sum over its bins needs only the level's total and its number of non-empty bins: differences of running sums.
+    """
+
+    levels = 128
+
+    def divergence(self) -> np.ndarray:
+        """KL divergence for i = levels .. number of bins that are in use, (candidates,) float64."""
+        used = max(int(np.flatnonzero(self.counts).max(initial=0)) + 1, self.levels)
+        counts = self.counts[:used].astype(np.float64)
+        counts[0] = counts[1]
+        total = counts.sum()
+        i = np.arange(self.levels, used + 1)
+        edges = np.arange(self.levels + 1) * (i[:, None] // self.levels)
+        edges[:, -1] = i  # the last level takes what does not divide evenly
+        sums = np.diff(_running(counts)[edges], axis=1)
+        filled = np.diff(_running(counts > 0)[edges], axis=1)
+        beyond = total - _running(counts)[i]
+        last = counts[i - 1]
+        only_clipped = (last == 0) & (beyond > 0)  # P is not zero in the last bin and Q is: smooth Q, or KL is infinite
+        filled[:, -1] += only_clipped
+        sums[:, -1] += _SMOOTHING * only_clipped
+        p_log_p = _running(_xlogx(counts))[i] - _xlogx(last) + _xlogx(last + beyond)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_q = np.log(sums / filled) - np.log(sums.sum(axis=1, keepdims=True))
+            p = sums.copy()
+            p[:, -1] += beyond - _SMOOTHING * only_clipped
+            cross = np.where(p > 0, p * log_q, 0.0).sum(axis=1)
+            divergence = (p_log_p - cross) / total - np.log(total)
+        return np.where(np.isnan(divergence), np.inf, divergence)
+
+    def amax(self) -> float:
+        return self.bin_width * (self.levels + int(np.argmin(self.divergence())))
+
+
+_SMOOTHING = 1e-4  # of one value
+
+
+def _running(values: np.ndarray) -> np.ndarray:
+    """Sums of the first 0, 1, 2 ... values."""
+    return np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+
+
+def _xlogx(x: np.ndarray) -> np.ndarray:
+    return x * np.log(np.where(x > 0, x, 1.0))
+
+
+METHODS: dict[str, Callable[[], Calibrator]] = {
+    "max": MaxCalibrator,
+    "percentile": PercentileCalibrator,
+    "entropy": EntropyCalibrator,
+}
+
+
+@dataclass(frozen=True)
+class Calibration(Mapping[str, float]):
+    """Range of each tensor: a mapping from tensor name to amax.
+
+    >>> calibration = Calibration({"x": 2.54}, "max", batches=3)
+    >>> calibration.scale("x")
+    0.02
+    """
+
+    ranges: dict[str, float]
+    method: str
+    batches: int
+
+    def __getitem__(self, name: str) -> float:
+        return self.ranges[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ranges)
+
+    def __len__(self) -> int:
+        return len(self.ranges)
+
+    def scale(self, name: str) -> float:
+        """One step of INT8; 1.0 for a tensor that was zero throughout, which any step represents exactly."""
+        return self.ranges[name] / INT8_MAX or 1.0
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, to be read by people and by `Calibration.load`."""
+        write_atomically(Path(path), (json.dumps(asdict(self), indent=2) + "\n").encode())
+
+    @staticmethod
+    def load(path: str | Path) -> Calibration:
+        """Read what `save` wrote. Raises DataError if the file is something else."""
+        try:
+            content: Any = json.loads(Path(path).read_text())
+            ranges = {str(name): float(amax) for name, amax in content["ranges"].items()}
+            return Calibration(ranges, str(content["method"]), int(content["batches"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path} is no calibration saved by trtkit: {error!r}") from error
+
+
+def calibrate(
+    model: Model,
+    data: Iterable[Batch],
+    tensors: Iterable[str],
+    method: str | Callable[[], Calibrator] = "entropy",
+    progress: Progress | None = None,
+) -> Calibration:
+    """Run the model over the data and find a range for each named tensor.
+
+    Args:
+        data: batches (arrays, or dicts by input name); read once, one batch in memory at a time.
+        method: "max", "percentile", "entropy", or something that makes a `Calibrator`.
+        progress: called after every batch with the number done and the number in all, if known.
+
+    Raises:
+        DataError: no data, a batch that does not fit, NaN or infinity in a tensor, or an unknown method.
+    """
+    if isinstance(method, str) and method not in METHODS:
+        raise DataError(f"Unknown calibration method {method!r}; choose one of {', '.join(METHODS)}.")
+    make = METHODS[method] if isinstance(method, str) else method
+    watchers = {name: make() for name in tensors}
+    total = len(data) if isinstance(data, Sized) else None
+    batches = 0
+    for arrays in Taps(model, watchers).stream(data):
+        for name, watcher in watchers.items():
+            watcher.observe(arrays[name])
+        batches += 1
+        if progress is not None:
+            progress(batches, total)
+    ranges = {name: float(watcher.amax()) for name, watcher in watchers.items()}
+    return Calibration(ranges, method if isinstance(method, str) else make.__name__, batches)

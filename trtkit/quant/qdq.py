@@ -1,0 +1,270 @@
+"""Write INT8 into a graph with explicit QuantizeLinear / DequantizeLinear pairs, where TensorRT can fuse them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from trtkit.errors import ModelError
+from trtkit.model import Model
+from trtkit.passes.common import array, constant, infer_shapes, initializer, single_use, working_copy
+from trtkit.passes.dead_code import RemoveDeadCode
+from trtkit.quant.calibrate import INT8_MAX, Calibration, Calibrator, Progress, calibrate
+from trtkit.quant.precision_rules import FLOAT
+from trtkit.quant.taps import Batch
+
+QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+MIN_OPSET = 13  # the first with one scale per channel
+_NOTE = "trtkit.quantize"
+_SMALLEST_CHANNEL = 2.0**-24  # a channel this much smaller than the largest is zero in float32 arithmetic as well
+
+
+class Choice(NamedTuple):
+    """Whether a node is quantised, and why (not)."""
+
+    node: str
+    op_type: str
+    quantized: bool
+    reason: str
+
+
+def quantize(
+    model: Model,
+    data: Iterable[Batch] | None,
+    method: str | Callable[[], Calibrator] = "percentile",
+    per_channel: bool = True,
+    ops: Collection[str] = QUANTIZABLE,
+    skip: Collection[str] = (),
+    progress: Progress | None = None,
+    *,
+    depthwise: bool = False,
+    calibration: Calibration | None = None,
+) -> Model:
+    """Post-training quantisation to INT8, symmetric (zero point 0), as TensorRT wants it.
+
+    1. Weights of the chosen nodes are stored as int8 with one scale per output channel and a DequantizeLinear.
+    2. Activations that enter these nodes pass a Q/DQ pair with one scale; all readers of a tensor share the pair.
+    3. Where two branches are added, one comes straight from a quantised convolution and stays float, the other gets
+       Q/DQ: then TensorRT fuses the addition into that convolution, which reads and writes INT8.
+    4. Biases stay float32: TensorRT adds them to the int32 accumulator itself.
+
+    Args:
+        model: a float32 model, optimised first, so that batch norm is folded. Opset 13 or later.
+        data: calibration batches, read once; may be None if `calibration` is given.
+        method: "max", "percentile" or "entropy", see `trtkit.quant.calibrate`.
+        per_channel: one scale per output channel of a weight, or one for all.
+        ops: operators to quantise.
+        skip: names of nodes to leave in float32.
+        progress: called after every batch with the number of batches done and, if known, in all.
+        depthwise: quantise convolutions with one input channel per group, too. They do little arithmetic, lose much
+            accuracy, and TensorRT-RTX pads each channel to four: MobileNetV2's engine is twice as large with them.
+        calibration: ranges found earlier, instead of `data`.
+
+    Raises:
+        ModelError: the model is quantised or in low precision already, its opset is too old, a name in `skip` is
+            unknown, or nothing can be quantised.
+        DataError: no data, data that does not fit, or NaN or infinity in a tensor.
+    """
+    start = time.perf_counter()
+    _check(model, skip)
+    graph = working_copy(model)
+    infer_shapes(graph)
+    choices = _choose(graph.graph, ops, skip, depthwise)
+    chosen = {node for node, choice in choices.items() if choice.quantized}
+    if not chosen:
+        reasons = "; ".join(sorted({f"{c.op_type}: {c.reason}" for c in choices.values()}))
+        raise ModelError(f"Nothing to quantise in {model.name!r}: {reasons or 'it has no ' + ', '.join(ops)}.")
+    places = _activations(chosen) + _residual_branches(graph.graph, chosen)
+    names = sorted({node.inputs[position].name or "" for node, position in places})  # type: ignore[union-attr]
+    if calibration is None:
+        calibration = calibrate(model, data if data is not None else (), names, method, progress)
+    elif missing := [name for name in names if name not in calibration]:
+        raise ModelError(f"The calibration given has no range for {missing[0]!r} and {len(missing) - 1} other tensors.")
+    _Writer(graph.graph, calibration, per_channel).write(chosen, places)
+    RemoveDeadCode()(graph)
+    detail = _summary(chosen, places, choices, calibration)
+    return model.rewritten(graph, "quantize int8", detail, time.perf_counter() - start, precision="int8")
+
+
+def quantize_report(model: Model) -> list[Choice]:
+    """What `quantize` chose for every node it could have quantised, and why."""
+    notes = [(node, node.metadata_props[_NOTE]) for node in model.ir.graph if _NOTE in node.metadata_props]
+    return [Choice(node.name or "", node.op_type, not note.startswith("float: "), note) for node, note in notes]
+
+
+def _check(model: Model, skip: Collection[str]) -> None:
+    done = [op for op in model.op_counts if "Quantize" in op or op.startswith("QLinear") or op.endswith("Integer")]
+    if done:
+        raise ModelError(f"{model.name!r} is quantised already: it has {', '.join(done)}. "
+                         "Start from its float32 original.")
+    if model.precision != "fp32":
+        raise ModelError(f"{model.name!r} is in {model.precision}; quantise the float32 model instead.")
+    if model.opset < MIN_OPSET:
+        raise ModelError(f"{model.name!r} has opset {model.opset}; one scale per channel came with {MIN_OPSET}. "
+                         "Convert it first: onnx.version_converter.convert_version(model, 17).")
+    unknown = sorted(set(skip) - {node.name for node in model.ir.graph})
+    if unknown:
+        raise ModelError(f"skip: {model.name!r} has no node {unknown[0]!r}.")
+
+
+def _choose(graph: ir.Graph, ops: Collection[str], skip: Collection[str], depthwise: bool) -> dict[ir.Node, Choice]:
+    choices = {}
+    for node in graph:
+        if node.op_type not in ops or node.domain != "":
+            continue
+        obstacle = "the caller skips it" if node.name in skip else _obstacle(node, depthwise)
+        node.metadata_props[_NOTE] = f"float: {obstacle}" if obstacle else "int8: weights and input"
+        choices[node] = Choice(node.name or "", node.op_type, not obstacle, obstacle or "")
+    return choices
+
+
+def _obstacle(node: ir.Node, depthwise: bool) -> str | None:
+    """Why a node cannot be quantised, or None."""
+    activation, weight = node.inputs[0], constant(node.inputs[1])
+    if weight is None:
+        return "both inputs are computed, it has no weights"
+    if activation is None or constant(activation) is not None:
+        return "its input is constant"
+    if weight.dtype != FLOAT or activation.dtype != FLOAT:
+        return "it is not float32"
+    if len(weight.shape) < 2:
+        return "its weight is a vector"
+    if not depthwise and _is_depthwise(node, weight):
+        return "it is depthwise: little arithmetic, much to lose"
+    return "its input is transposed (transA)" if node.attributes.get_int("transA", 0) else None
+
+
+def _is_depthwise(node: ir.Node, weight: ir.TensorProtocol) -> bool:
+    """One input channel per group; of a ConvTranspose's weight (C, M / groups, ...) C counts them all."""
+    groups = node.attributes.get_int("group", 1)
+    channels_in, second = weight.shape.numpy()[:2]
+    per_group = second if node.op_type == "Conv" else channels_in // groups
+    return node.op_type.startswith("Conv") and groups > 1 and per_group == 1
+
+
+def _activations(chosen: Collection[ir.Node]) -> list[tuple[ir.Node, int]]:
+    return sorted(((node, 0) for node in chosen), key=lambda place: place[0].name or "")
+
+
+def _residual_branches(graph: ir.Graph, chosen: Collection[ir.Node]) -> list[tuple[ir.Node, int]]:
+    """For each Add of a quantised convolution's result and something else: where the something else comes in.
+
+    When both come from convolutions (a projection shortcut), the one computed last takes the addition.
+    """
+    order = {node: i for i, node in enumerate(graph)}
+    places = []
+    for node in graph:
+        if node.op_type != "Add" or any(v is None or constant(v) is not None or v.dtype != FLOAT for v in node.inputs):
+            continue
+        makers = [(order[maker], i) for i, v in enumerate(node.inputs) if (maker := _fusable(v, chosen)) is not None]
+        if makers:
+            node.metadata_props[_NOTE] = "float: one branch is int8, so that it fuses into the convolution"
+            places.append((node, 1 - max(makers)[1]))
+    return places
+
+
+def _fusable(value: ir.Value | None, chosen: Collection[ir.Node]) -> ir.Node | None:
+    """The quantised convolution that computes a value for nobody but the Add."""
+    node = value.producer() if value is not None and single_use(value) else None
+    return node if node in chosen and node is not None and node.op_type.startswith("Conv") else None
+
+
+class _Writer:
+    """Insert Q/DQ; each tensor and each weight is dequantised once, for all its readers."""
+
+    def __init__(self, graph: ir.Graph, calibration: Calibration, per_channel: bool) -> None:
+        self.graph, self.calibration, self.per_channel = graph, calibration, per_channel
+        self.zero = initializer(graph, "int8_zero_point", np.zeros((), np.int8))
+        self.pairs: dict[ir.Value, ir.Value] = {}
+        self.weights: dict[tuple[ir.Value, int | None], ir.Value] = {}
+
+    def write(self, chosen: Iterable[ir.Node], places: Iterable[tuple[ir.Node, int]]) -> None:
+        for node, position in places:
+            node.replace_input_with(position, self._activation(node.inputs[position]))
+        for node in sorted(chosen, key=lambda node: node.name or ""):
+            node.replace_input_with(1, self._weight(node, node.inputs[1]))
+
+    def _activation(self, value: ir.Value | None) -> ir.Value:
+        assert value is not None
+        if value not in self.pairs:
+            step = self.calibration.scale(value.name or "")
+            scale = initializer(self.graph, f"{value.name}_scale", np.array(step, np.float32))
+            q = _node("QuantizeLinear", [value, scale, self.zero], f"{value.name}_quantize", value, ir.DataType.INT8)
+            dq = _node("DequantizeLinear", [q.outputs[0], scale, self.zero], f"{value.name}_dequantize", value, FLOAT)
+            producer = value.producer()
+            if producer is None:
+                self.graph.insert_before(self.graph[0], [q, dq])
+            else:
+                self.graph.insert_after(producer, [q, dq])
+            self.pairs[value] = dq.outputs[0]
+        return self.pairs[value]
+
+    def _weight(self, node: ir.Node, value: ir.Value | None) -> ir.Value:
+        data = array(value)
+        assert value is not None and data is not None
+        axis = channel_axis(node, data.ndim) if self.per_channel else None
+        if (value, axis) not in self.weights:
+            codes, scale = quantize_weight(data, axis)
+            inputs = [initializer(self.graph, f"{value.name}_int8", codes),
+                      initializer(self.graph, f"{value.name}_scale", scale)]
+            dq = _node("DequantizeLinear", inputs, f"{value.name}_dequantize", value, FLOAT)
+            if axis is not None:
+                dq.attributes["axis"] = ir.AttrInt64("axis", axis)
+            self.graph.insert_before(self.graph[0], dq)
+            self.weights[value, axis] = dq.outputs[0]
+        return self.weights[value, axis]
+
+
+def quantize_weight(weight: np.ndarray, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Round a weight to int8 codes -127 .. 127.
+
+    Args:
+        weight: float32, any shape.
+        axis: the axis with a scale for each entry, or None for one scale.
+
+    Returns:
+        int8 codes of the same shape, and the float32 scales, (channels,) or (): weight is about codes * scale.
+
+    >>> codes, scale = quantize_weight(np.array([[1.0, -0.5], [0.02, 0.005]], np.float32), axis=0)
+    >>> codes.tolist()
+    [[127, -64], [127, 32]]
+    """
+    others = None if axis is None else tuple(a for a in range(weight.ndim) if a != axis)
+    amax = np.abs(weight).max(axis=others, keepdims=True).astype(np.float32)
+    floor = max(float(amax.max()) * _SMALLEST_CHANNEL, float(np.finfo(np.float32).tiny) * INT8_MAX)
+    scale = np.maximum(amax, np.float32(floor)) / np.float32(INT8_MAX)
+    codes = np.clip(np.rint(weight / scale), -INT8_MAX, INT8_MAX).astype(np.int8)
+    return codes, scale.reshape(()) if axis is None else scale.reshape(-1)
+
+
+def channel_axis(node: ir.Node, rank: int) -> int:
+    """The axis of a weight along which output channels lie."""
+    if node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1):
+        return 0
+    return 1 if node.op_type in ("ConvTranspose", "Gemm") else rank - 1
+
+
+def _node(op: str, inputs: list[ir.Value], name: str, like: ir.Value, dtype: ir.DataType) -> ir.Node:
+    node = ir.Node("", op, inputs, name=name)
+    out = node.outputs[0]
+    out.name, out.shape, out.type = f"{name}d", like.shape, ir.TensorType(dtype)
+    return node
+
+
+def _summary(
+    chosen: Collection[ir.Node],
+    places: list[tuple[ir.Node, int]],
+    choices: dict[ir.Node, Choice],
+    calibration: Calibration,
+) -> str:
+    counts = Counter(node.op_type for node in chosen)
+    what = ", ".join(f"{count} {op}" for op, count in counts.most_common())
+    left = Counter(choice.reason for choice in choices.values() if not choice.quantized)
+    why = "".join(f"; {count} left in float: {reason}" for reason, count in left.most_common())
+    return (f"{what} in int8, {len(places) - len(chosen)} residual branches, "
+            f"{len(calibration)} ranges by {calibration.method} from {calibration.batches} batches{why}")
