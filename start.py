@@ -184,18 +184,36 @@ def make_venv(place):
             "This Python has no venv module. On Debian and Ubuntu it is a package of its own:\n"
             "  sudo apt install python{0}-venv\nThen run the same command again.".format(version)
         )
-    if os.path.exists(place.venv):
+    if not os.path.lexists(place.venv):
+        print("Making .venv with Python {0}.{1} ...".format(*sys.version_info[:2]))
+        os.mkdir(place.venv)
+    elif os.path.exists(place.state):
         print("The .venv here is half-made, or was made in another folder: making it anew.")
     else:
-        print("Making .venv with Python {0}.{1} ...".format(*sys.version_info[:2]))
+        raise Stop(
+            "{0} is there already, and start.py did not make it.\n"
+            "Move it away or delete it, then run the same command again.".format(place.venv)
+        )
+    write_state(place, {})  # before all else: by this a half-made .venv is known as one of ours
+    empty(place.venv, os.path.basename(place.state))
     done = subprocess.run(venv_command(place), env=environment(place), capture_output=True, text=True)
     if done.returncode != 0:
         raise Stop("Python could not make {0}:\n{1}".format(place.venv, (done.stdout + done.stderr).strip()))
     write_state(place, {"root": place.root, "extras": []})
 
 
+def empty(folder, but):
+    """Delete all that is in a folder except one file."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        elif name != but:
+            os.remove(path)
+
+
 def venv_command(place):
-    return [sys.executable, "-m", "venv", "--clear", place.venv]
+    return [sys.executable, "-m", "venv", place.venv]
 
 
 def install(place, extras, lock):
@@ -227,12 +245,14 @@ def pip(place, lock, what):
         command.append("--no-cache-dir")
     # Downloads are unpacked beside .venv's other files: /tmp is often a small memory disk.
     settings = dict(environment(place), TMPDIR=place.temporary)
+    process = None
     with open(place.log, "w") as log:
-        # pip holds the lock too: should this process be killed, no second pip starts beside the first.
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=settings, cwd=place.root, pass_fds=[lock]
-        )
         try:
+            with signals_held():
+                # pip holds the lock too: should this process be killed, no second pip starts beside the first.
+                process = subprocess.Popen(
+                    command, stdout=log, stderr=subprocess.STDOUT, env=settings, cwd=place.root, pass_fds=[lock]
+                )
             watch(process, place.log)
         finally:
             stop(process)
@@ -281,9 +301,23 @@ def last_line(log):
     return lines[-1][:100] if lines else ""
 
 
+@contextlib.contextmanager
+def signals_held():
+    """Hold back Ctrl-C and SIGTERM while a child starts: before we know of it, nobody would end it."""
+    held = []
+    before = [(number, signal.signal(number, lambda *_: held.append(1))) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+    if held:
+        raise KeyboardInterrupt
+
+
 def stop(process):
-    """End a child that still runs, and wait until it has."""
-    if process.poll() is None:
+    """End a child that still runs, and wait until it has; None where there is none yet."""
+    if process is not None and process.poll() is None:
         process.terminate()
         try:
             process.wait(10)
@@ -374,8 +408,10 @@ def environment(place):
 def run(command, place, **variables):
     """Run a command in the foreground; its exit status."""
     sys.stdout.flush()
-    process = subprocess.Popen(command, cwd=place.root, env=dict(environment(place), **variables))
+    process = None
     try:
+        with signals_held():
+            process = subprocess.Popen(command, cwd=place.root, env=dict(environment(place), **variables))
         return process.wait()
     finally:
         stop(process)

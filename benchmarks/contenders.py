@@ -14,7 +14,7 @@ import trtkit
 from benchmarks.networks import Network
 from trtkit.bench import torch_peers
 from trtkit.bench.measure import Measurement, measure
-from trtkit.bench.record import load, save
+from trtkit.bench.record import remove, save
 from trtkit.bench.torch_peers import Call
 from trtkit.errors import TrtkitError, VerificationError
 
@@ -75,22 +75,23 @@ class Runner:
             contenders["eager-graph"] = lambda: self._peer(setting, reference, "eager-graph")
         if self.compile_peer:
             contenders["compile"] = lambda: self._peer(setting, reference, "compile")
-        failures = []
+        results: dict[str, Result] = {}
         for name, contender in contenders.items():
             try:
-                result = contender()
+                results[name] = contender()
             except Exception as error:  # one contender's failure must not cost the others
                 log.exception("%s/%s failed", setting.key, name)
                 self.say(f"{setting.key:24s} {name:12s} FAILED: {type(error).__name__}: {str(error)[:120]}")
-                failures.append(name)
+                remove(f"{setting.key}/{name}")  # an older run's number must not stand beside those of this one
                 continue
-            save(f"{setting.key}/{name}", result.measurement, command=self.command, extra=result.extra)
-            self._say_result(setting, name, result)
-        self._say_ratios(setting)
+            save(f"{setting.key}/{name}", results[name].measurement, command=self.command, extra=results[name].extra)
+            self._say_result(setting, name, results[name])
+        self._say_ratios(setting, results)
         if self.device == "cuda":
             torch.cuda.empty_cache()
-        if failures:
-            raise RuntimeError(f"{setting.key}: {', '.join(failures)} failed")
+        failed = [name for name in contenders if name not in results]
+        if failed:
+            raise RuntimeError(f"{setting.key}: {', '.join(failed)} failed")
 
     def _say_result(self, setting: Setting, name: str, result: Result) -> None:
         m, error = result.measurement, result.extra["relative_error"]
@@ -99,15 +100,15 @@ class Runner:
         times = f"{m.median_ms:9.4f} ms  p10 {m.p10_ms:9.4f}  p90 {m.p90_ms:9.4f}  n {m.count:5d}"
         self.say(f"{setting.key:24s} {name:12s} {times}  error {error:.1e}  {result.extra['form']}{verdict}")
 
-    def _say_ratios(self, setting: Setting) -> None:
+    def _say_ratios(self, setting: Setting, results: dict[str, Result]) -> None:
         """Ours against the best peer and against eager, all from this run."""
-        records = load(setting.key)
-        peers = {name: r for name, r in records.items() if name != "trtkit"}
-        if "trtkit" not in records or not peers:
+        times = {name: result.measurement.median_ms for name, result in results.items()}
+        ours = times.pop("trtkit", None)
+        if ours is None or not times:
             return
-        best = min(peers, key=lambda name: peers[name].median_ms)
-        eager = f", {records.speedup('trtkit', 'eager'):.2f}x eager" if "eager" in peers else ""
-        self.say(f"{setting.key:24s} => trtkit {records.speedup('trtkit', best):.2f}x the best peer ({best}){eager}")
+        best = min(times, key=times.__getitem__)
+        eager = f", {times['eager'] / ours:.2f}x eager" if "eager" in times else ""
+        self.say(f"{setting.key:24s} => trtkit {times[best] / ours:.2f}x the best peer ({best}){eager}")
 
     # The contenders
 
@@ -244,7 +245,11 @@ def session_call(session: Any, device: str) -> Callable[[torch.Tensor], Any]:
 
 
 def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """‖got − want‖ / ‖want‖ in FP64; infinite for a wrong shape or for anything that is not a number."""
+    """‖got − want‖ / ‖want‖ in FP64; infinite for a wrong shape or for anything that is not a number.
+
+    As `trtkit.engine.verify` has it for arrays, but computed where the tensors lie: BERT's outputs, of up to 50 MB,
+    need not be copied to the CPU for each of 50 runs.
+    """
     if got.shape != want.shape:
         return float("inf")
     if got.is_cuda:

@@ -18,6 +18,7 @@ import torch
 
 import trtkit
 from benchmarks import networks
+from benchmarks.contenders import relative_error
 from trtkit.bench.torch_peers import best_footing, in_precision
 from trtkit.engine.trt import require
 
@@ -58,8 +59,7 @@ def count(network: networks.Network, precision: str, runs: int) -> None:
 
 
 def error(outputs: dict[str, torch.Tensor], expected: torch.Tensor) -> float:
-    got = next(iter(outputs.values())).double()
-    return float((got - expected).norm() / expected.norm())
+    return relative_error(next(iter(outputs.values())), expected)
 
 
 def mean_us(call: Callable[[], Any], calls: int = 100) -> float:

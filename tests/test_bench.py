@@ -12,7 +12,8 @@ import onnx
 import pytest
 
 import trtkit
-from trtkit.bench import bench_model, machine, measure
+from trtkit import bench
+from trtkit.bench import bench_model, machine, measure, peers
 from trtkit.bench.compare import Comparison, compare, row_of, top1_agreement
 from trtkit.bench.measure import Measurement
 from trtkit.errors import DataError, MissingError, ModelError
@@ -120,7 +121,8 @@ def test_latency_says_where_it_was_measured() -> None:
     assert row["count"] >= 50
     assert row["ratio"] == 1.0
     assert row["measured"] == f"ONNX Runtime, {machine.cpu()}"
-    assert row["measured"] in found._repr_html_()
+    assert f"<p>measured on a: {row['measured']}</p>" in found._repr_html_()
+    assert "<td>a</td>" in found._repr_html_()
 
 
 def test_an_engine_without_a_gpu_is_labelled_as_its_graph() -> None:
@@ -225,11 +227,80 @@ def test_bench_model_refuses() -> None:
         bench_model(perceptron(), precisions=("fp4",))
     with pytest.raises(ModelError, match="at least one batch size"):
         bench_model(perceptron(), batches=())
+    with pytest.raises(ModelError, match="holds nothing"):
+        bench_model(perceptron(), batches=(0,))
+    with pytest.raises(ModelError, match="places of cpu, gpu"):
+        bench_model(perceptron(), places=("tpu",))
     with pytest.raises(DataError):
         bench_model(perceptron(), data=[])
 
 
+def fixed(batch: int) -> Model:
+    """(batch, 4) float32 -> (batch, 4), and no other batch."""
+    graph = f"fixed (float[{batch}, 4] x) => (float[{batch}, 4] y) {{y = Exp(x)}}"
+    return trtkit.load(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 20]> {graph}'))
+
+
+def test_a_fixed_batch_is_neither_relabelled_nor_stretched() -> None:
+    with pytest.raises(ModelError, match=r"takes batches of 1 only, so it cannot run at batch 8\. Leave the batch out"):
+        bench_model(fixed(1), batches=[8])
+    assert {row["batch"] for row in bench_model(fixed(3), precisions=("fp32",)).rows} == {3}
+    assert compare(fixed(3), measure_latency=False).rows[0]["error"] == 0
+
+
+def test_bench_model_runs_only_the_precisions_asked_for() -> None:
+    found = bench_model(perceptron(), precisions=("fp16",))
+    assert "optimised" not in [row["name"] for row in found.rows] and found["fp16"]["error"] > 0
+
+
+@pytest.mark.skipif(machine.gpu() is not None, reason="there is a GPU")
+def test_bench_model_on_the_gpu_alone() -> None:
+    with pytest.raises(ModelError, match="could be measured on gpu"):
+        bench_model(perceptron(), places=("gpu",))
+
+
+def test_only_gpu_contenders_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "can_run", lambda needs: True)
+    monkeypatch.setattr(peers, "_engine", lambda model: peers._graph(model, optimiser=True))
+    found = bench_model(perceptron(), precisions=("fp16",), places=("gpu",))
+    assert [row["name"] for row in found.rows] == ["engine fp16, GPU"]
+
+
+def test_a_peer_that_fails_costs_its_row_alone() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Broken(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            raise IndexError("out of luck")
+
+    found = bench_model(perceptron(), torch_module=Broken(), precisions=("fp32",))
+    assert "optimised" in [row["name"] for row in found.rows]
+    assert "PyTorch eager fp32 is left out: it failed with IndexError: out of luck" in found.notes
+
+
 # the benchmarks' own parts
+
+
+def test_a_contender_that_fails_leaves_no_old_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    contenders = pytest.importorskip("benchmarks.contenders")
+    monkeypatch.setenv("TRTKIT_RECORDS", str(tmp_path))
+    for name in ("trtkit", "eager", "old"):
+        bench.save(f"net-fp32-b1/{name}", Measurement.from_samples([1.0]), command="an earlier run")
+    said: list[str] = []
+    runner = contenders.Runner("cpu", "now", said.append, quick=True, compile_peer=False)
+    monkeypatch.setattr(runner, "_reference", lambda setting: [torch.ones(1)])
+    monkeypatch.setattr(runner, "_ours", lambda *_: 1 / 0)
+    extra = {"relative_error": 0.0, "form": "nchw"}
+    result = contenders.Result(Measurement.from_samples([2.0]), extra)
+    monkeypatch.setattr(runner, "_peer", lambda *_: result)
+    with pytest.raises(RuntimeError, match="trtkit failed"):
+        runner.measure(contenders.Setting("net-fp32-b1", None, "fp32", 1))
+    records = bench.load("net-fp32-b1")
+    assert list(records) == ["eager", "old"] and records["eager"].median_ms == 2.0
+    monkeypatch.setattr(runner, "_ours", lambda *_: result)
+    runner.measure(contenders.Setting("net-fp32-b1", None, "fp32", 1))
+    assert "1.00x the best peer (eager)" in said[-1]  # "old", which is faster, is of another run
 
 
 def test_the_smoke_checks_of_the_gpu_benchmark_pass_on_this_machines_cpu(tmp_path: Path) -> None:

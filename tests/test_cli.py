@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from matplotlib import pyplot as plt
 
 import trtkit
 from trtkit import cli
 from trtkit.cli_inputs import parse_shapes, read_data
-from trtkit.errors import DataError, ModelError
+from trtkit.errors import BuildError, DataError, ModelError
 
 
 def small_network() -> onnx.ModelProto:
@@ -41,11 +42,13 @@ def small_network() -> onnx.ModelProto:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: small.onnx and 16 samples for it in images.npy; a wide terminal."""
+    """The current folder: small.onnx and 16 samples for it in images.npy, two.onnx (two inputs); a wide terminal."""
     onnx.save(small_network(), tmp_path / "small.onnx")
     images = np.random.default_rng(1).normal(size=(16, 3, 8, 8)).astype(np.float32)
     np.save(tmp_path / "images.npy", images)
     np.savez(tmp_path / "images.npz", x=images)
+    text = "two (float[1, 3] a, float[1, 3] b) => (float[1, 3] y) {y = Add(a, b)}"
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 20]> {text}'), tmp_path / "two.onnx")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
     return tmp_path
@@ -95,13 +98,40 @@ def test_quantize(folder: Path, data: str) -> None:
 
 def test_build(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorrt_rtx")
-    shapes = "x:1x3x8x8,4x3x8x8,16x3x8x8"
+    shapes = "1x3x8x8,4x3x8x8,16x3x8x8"  # the only input need not be named
     assert run("build", "small.onnx", "--shapes", shapes, "-o", "small.engine", "--map", "map.png") == 0
     engine = trtkit.open_engine("small.engine")
     assert engine.manifest["profiles"] == [{"x": [[1, 3, 8, 8], [4, 3, 8, 8], [16, 3, 8, 8]]}]
     assert (folder / "map.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    assert "saved: small.engine" in printed and "layers" in printed and "verified:" in printed
+    assert "saved: small.engine" in printed and "layers" in printed
+    if not engine.runs_here:
+        assert "verified:" not in printed
+        assert "NOT compared: nothing to compare with; give --reference model.onnx" in printed
+
+
+def test_build_refuses_what_is_not_a_number(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    text = '<ir_version: 10, opset_import: ["": 20]> g (float[n, 4] x) => (float[n, 4] y) {a = Sub(x, x) y = Div(a, a)}'
+    onnx.save(onnx.parser.parse_model(text), "nan.onnx")
+    assert run("build", "nan.onnx") == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("trtkit: ") and "not a number" in errors and "Traceback" not in errors
+    assert not (folder / "nan.engine").exists()
+
+
+def test_a_parser_that_fails_leads_to_optimize(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = iter(["TensorRT cannot parse 'small'", "TensorRT cannot build 'small'"])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise BuildError(next(words))
+
+    monkeypatch.setattr(trtkit, "build", refuse, raising=False)
+    for told in (True, False):
+        assert run("build", "small.onnx") == 1
+        assert ("Run `trtkit optimize small.onnx` on it first" in capsys.readouterr().err) == told
 
 
 def test_build_against_the_model_it_was_made_from(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +156,9 @@ def test_compare(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("compare", "small.onnx", "out.onnx", "--data", "images.npy", "--plot", "compare.png") == 0
     printed = capsys.readouterr().out
     assert "small" in printed and "out" in printed
-    assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
+    picture = plt.imread("compare.png")
+    edges = (picture[0], picture[-1], picture[:, 0], picture[:, -1])
+    assert all((edge == 1).all() for edge in edges)  # nothing is cut off: all around it is white
 
 
 def test_compare_on_random_inputs(folder: Path) -> None:
@@ -171,6 +203,16 @@ def test_lab_starts_jupyterlab_on_the_course_map(monkeypatch: pytest.MonkeyPatch
         (["quantize", "small.onnx", "--data", "small.onnx"], "neither a .npy nor a .npz"),
         (["build", "small.onnx", "--shapes", "x:1x3xa"], "cannot be read"),
         (["build", "small.onnx", "--shapes", "z:1x3x8x8"], "'z'"),
+        (["build", "two.onnx", "--shapes", "1x3"], "--shapes a:1x3"),
+        (["optimize", "small.onnx", "-o", "."], ". is a folder"),
+        (["autocast", "small.onnx", "fp16", "-o", "nowhere/out.onnx"], "the folder nowhere does not exist"),
+        (["build", "small.onnx", "--map", "map.what"], "ends in one of ."),
+        (["build", "small.onnx", "--map", "nowhere/map.png"], "the folder nowhere does not exist"),
+        (["compare", "small.onnx", "--plot", "map"], "ends in one of ."),
+        (["compare", "small.onnx", "half.engine"], "half.engine is an engine, and `trtkit compare` takes ONNX models"),
+        (["compare", "two.onnx", "--batch", "8"], "takes batches of 1 only"),
+        (["bench", "two.onnx", "--batch", "8"], "takes batches of 1 only"),
+        (["bench", "small.onnx", "--batch", "0"], "holds nothing"),
     ],
 )
 def test_one_clean_message_and_nothing_written(
@@ -231,11 +273,29 @@ def test_data_comes_in_batches(folder: Path) -> None:
     assert [batch["x"].shape[0] for batch in batches] == [6, 6, 4]
 
 
+def test_few_samples_are_a_small_batch_unless_the_batch_is_fixed(folder: Path) -> None:
+    np.save("few.npy", np.zeros((3, 3, 8, 8), np.float32))
+    assert [batch["x"].shape[0] for batch in read_data("few.npy", trtkit.load("small.onnx"))] == [3]
+    proto = small_network()
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    assert [batch["x"].shape[0] for batch in read_data("few.npy", trtkit.load(proto))] == [2]
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    with pytest.raises(DataError, match="too few samples: 3, and 'small' takes batches of 4"):
+        read_data("few.npy", trtkit.load(proto))
+
+
 def test_data_that_does_not_fit(folder: Path) -> None:
     model = trtkit.load("small.onnx")
     np.savez("named.npz", z=np.zeros((2, 3)))
     np.save("empty.npy", np.zeros((0, 3, 8, 8), np.float32))
     np.save("objects.npy", np.array([{"a": 1}], dtype=object))
-    for file, said in (("named.npz", "'z'"), ("empty.npy", "at least one"), ("objects.npy", "plain arrays")):
+    np.savez("objects.npz", x=np.array([{"a": 1}], dtype=object))
+    np.save("scalar.npy", np.float32(1))
+    whole = (folder / "images.npz").read_bytes()
+    (folder / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    for file, said in (
+        ("named.npz", "'z'"), ("empty.npy", "at least one"), ("objects.npy", "plain arrays"),
+        ("objects.npz", "plain arrays"), ("scalar.npy", "x is a single number"), ("cut.npz", "cut off"),
+    ):  # fmt: skip
         with pytest.raises(DataError, match=said):
             read_data(file, model)

@@ -185,12 +185,17 @@ WRONG = [
     (checks.check_scale, (lambda x: np.abs(x).max() / 64,), "wider than they need"),
     (checks.check_overall, (lambda share, factor: None,), "returned nothing yet"),
     (checks.check_overall, (lambda share, factor: share * factor,), "10 ms"),
+    (checks.check_scale, (lambda x: float("nan"),), "finite"),
+    (checks.check_overall, (lambda *a: float("nan"),), "finite"),
     (checks.check_fold, (lambda *a: None,), "two arrays"),
+    (checks.check_fold, (lambda w, g, *a: (w * np.nan, g),), "in the weight"),
     (checks.check_fold, (lambda w, g, *a: (w[0], g),), "output channel"),
     (checks.check_fold, (fold_forgets_mean,), "in the bias"),
     (checks.check_fold, (fold_forgets_root,), "in the weight"),
     (checks.check_patterns, (lambda fusion: None, Fusion), "Counter"),
     (checks.check_patterns, (lambda fusion: {"Conv+Relu": 1}, Fusion), "Not quite"),
+    (checks.check_patterns, (lambda fusion: Counter(fusion.groups.values()), Fusion), "makes a name of one"),
+    (checks.check_patterns, (lambda fusion: {"Conv+Relu": None}, Fusion), "returns a Counter"),
     (checks.check_patterns, (lambda f: Counter("+".join(o) for o in f.groups.values()), Fusion), "not a fusion"),
 ]
 

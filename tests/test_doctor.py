@@ -13,6 +13,7 @@ from trtkit import doctor
 from trtkit.bench import machine
 from trtkit.engine import device, trt
 from trtkit.engine.device import Gpu
+from trtkit.errors import extra
 
 LAPTOP = Gpu("NVIDIA GeForce RTX 4090", (8, 9), 24 * 2**30, "580.65.06", "13.0")
 HOPPER = Gpu("NVIDIA H200", (9, 0), 141 * 2**30, "580.65.06", "13.0")
@@ -55,7 +56,7 @@ def test_laptop_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not can["run engines on a GPU"].live and not found.on_gpu
     assert can["GPU figures"].reason.startswith("recalled")
     assert found.line().endswith("TensorRT-RTX 1.7.1.116, no GPU: models run on the CPU, GPU figures are recalled")
-    assert "pip install 'trtkit[gpu]'" in text_of(found)  # with its square brackets
+    assert "pip install -e '.[gpu]'" in text_of(found)  # with its square brackets
 
 
 def test_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,14 +78,16 @@ def test_hopper_is_there_but_rtx_1_7_does_not_run_on_it(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("library", [RTX_16, FULL])
 def test_hopper_with_another_tensorrt(monkeypatch: pytest.MonkeyPatch, library: trt.Library) -> None:
-    found, _ = look(monkeypatch, library, HOPPER)
+    found, can = look(monkeypatch, library, HOPPER)
     assert found.on_gpu
+    warned = "without NVIDIA's support" in can["run engines on a GPU"].reason
+    assert warned == library.is_rtx
 
 
 def test_gpu_without_pycuda(monkeypatch: pytest.MonkeyPatch) -> None:
     _, can = look(monkeypatch, FULL, LAPTOP, missing=("pycuda",))
     assert "PyCUDA" in can["run engines on a GPU"].reason
-    assert "trtkit[gpu]" in can["run engines on a GPU"].way_out
+    assert ".[gpu]" in can["run engines on a GPU"].way_out
 
 
 def test_gpu_without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,9 +104,9 @@ def test_full_tensorrt_does_not_build_without_a_gpu(monkeypatch: pytest.MonkeyPa
 
 def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     found, can = look(monkeypatch, RTX_17, None, missing=("torch", "jupyterlab"))
-    assert can["load PyTorch modules"].way_out == "pip install 'trtkit[torch]'"
+    assert can["load PyTorch modules"].way_out == extra("torch")
     assert not can["open the lessons"].live
-    assert "missing: pip install 'trtkit[torch]'" in text_of(found)
+    assert "missing: pip install -e '.[torch]'" in text_of(found)
 
 
 # --- the GPU ---------------------------------------------------------------------------------------------------------

@@ -46,9 +46,7 @@ def test_a_fresh_model() -> None:
     assert (model.node_count, model.opset, model.size_bytes, model.precision) == (2, 20, 16, "fp32")
     assert list(model.op_counts.items()) == [("Add", 1), ("Relu", 1)]
     assert model.origin is model and model.history == ()
-    assert repr(model) == (
-        "Model('g': 2 nodes, 1 weights in 16 bytes, opset 20; x float32 (n, 4) -> y float32 (n, 4))"
-    )
+    assert repr(model) == ("Model('g': 2 nodes, 1 weights in 16 bytes, opset 20; x float32 (n, 4) -> y float32 (n, 4))")
     assert str(model.inputs[0]) == "x float32 (n, 4)"
 
 
@@ -125,6 +123,11 @@ def test_an_input_is_accepted_exactly_when_it_fits(shape: list[int]) -> None:
         assert fits
 
 
+def test_what_cannot_be_an_array_is_refused() -> None:
+    ragged = [[1.0, 2.0], [3.0]]
+    assert "cannot be made an array" in rejected(weighted(), {"x": ragged})
+
+
 # Random inputs
 
 
@@ -154,10 +157,10 @@ def test_random_integers_and_bools_that_index_nothing() -> None:
 
 def test_open_dimensions_have_to_be_said() -> None:
     model = parse("y = Relu(x)", "float[n, length, 2] x", "float[n, length, 2] y")
-    with pytest.raises(ModelError, match=r"changeable dimension 'length'.*random_inputs\(length=128\)"):
+    with pytest.raises(ModelError, match=r"changeable dimension 'length'.*random_inputs\(dims=\{'length': 128\}\)"):
         model.random_inputs()
-    assert model.random_inputs(batch=2, length=7)["x"].shape == (2, 7, 2)
-    assert model.random_inputs(n=3, length=7)["x"].shape == (3, 7, 2)
+    assert model.random_inputs(batch=2, dims={"length": 7})["x"].shape == (2, 7, 2)
+    assert model.random_inputs(dims={"n": 3, "length": 7})["x"].shape == (3, 7, 2)
 
 
 def test_a_table_of_one_row_is_indexed_by_zero_alone() -> None:
@@ -256,6 +259,8 @@ def test_saved_and_loaded_again(tmp_path: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"the folder .*nowhere does not exist\. Make it first"):
         save(weighted(), tmp_path / "nowhere" / "net.onnx")
+    with pytest.raises(ModelError, match=r"that is a folder\. Name a file in it"):
+        save(weighted(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+from pathlib import Path
 
 import onnx
 import pytest
@@ -96,13 +96,6 @@ def test_bars_carry_their_numbers_and_their_source() -> None:
     assert "p10" not in plot.latency_bars({"a": 1.0}).axes[0].get_xlabel()
 
 
-def test_speedup_marks_where_nothing_is_gained() -> None:
-    figure = plot.speedup({"batch 1": 1.9, "batch 128": 0.97}, "torch.compile", source="recalled: NVIDIA H200")
-    assert {"1.90x", "0.97x", "recalled: NVIDIA H200"} <= set(texts(figure))
-    gains, losses = (bar.get_facecolor() for bar in figure.axes[0].patches)
-    assert gains != losses
-
-
 def test_comparison_leaves_out_what_was_not_measured() -> None:
     rows = [
         {"name": "a", "batch": None, "median_ms": None, "size_bytes": 4e6, "error": 0.0, "measured": None},
@@ -118,16 +111,32 @@ def test_comparison_leaves_out_what_was_not_measured() -> None:
 
 
 def test_nothing_to_draw_is_said() -> None:
-    for draw in (lambda: plot.latency_bars({}), lambda: plot.speedup({}, "x"), lambda: plot.comparison([])):
+    for draw in (lambda: plot.latency_bars({}), lambda: plot.comparison([])):
         with pytest.raises(ValueError, match="draw"):
             draw()
 
 
-def test_figures_are_closed_and_can_be_saved() -> None:
+def test_figures_are_closed_and_can_be_saved(tmp_path: Path) -> None:
     plt.close("all")
     plot.style()
-    for figure in (plot.speedup({"a": 2.0}, "b"), plot.fusion_map(chain(1)), plot.latency_bars({"a": 1.0})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        assert buffer.getvalue().startswith(b"\x89PNG")
+    for figure in (plot.fusion_map(chain(1)), plot.latency_bars({"a": 1.0}), plt.figure()):
+        assert plot.save(figure, tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert plt.get_fignums() == []
+    assert plot.save(plot.latency_bars({"a": 1.0}), tmp_path / "x.SVG").read_text().startswith("<?xml")
+
+
+def test_what_stands_outside_the_axes_is_saved_too(tmp_path: Path) -> None:
+    figure = plot.latency_bars({"a": 1.0}, source="measured here")
+    height = figure.get_size_inches()[1]
+    saved = plt.imread(plot.save(figure, tmp_path / "x.png"))
+    figure.text(0, -0.5, "far below")
+    assert plt.imread(plot.save(figure, tmp_path / "x.png")).shape[0] > saved.shape[0] + 0.4 * height * 120
+
+
+def test_a_picture_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"old")
+    figure = plot.latency_bars({"a": 1.0})
+    figure.text(0, 0, "$\\nonsense$")  # fails while it is drawn
+    with pytest.raises(ValueError, match="nonsense"):
+        plot.save(figure, tmp_path / "x.png")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]

@@ -61,6 +61,32 @@ def test_microseconds_come_back_as_milliseconds() -> None:
     assert (found.unit, found.median, found.median_ms) == ("us", 2000.0, 2.0)
 
 
+def test_units_that_are_none() -> None:
+    with pytest.raises(RecordError, match="'ns' is none of s, ms, us"):
+        saved(unit="ns")
+
+
+def test_a_contender_can_be_removed(folder: Path) -> None:
+    saved()
+    saved("net-fp16-b1/eager")
+    record.remove(KEY)
+    assert list(record.load("net-fp16-b1")) == ["eager"]
+    record.remove(KEY)  # not there any more
+    record.remove("net-fp16-b1/eager")
+    record.remove("absent/eager")
+    assert list(folder.iterdir()) == []
+    with pytest.raises(RecordError, match="names a contender"):
+        record.remove("net-fp16-b1")
+
+
+def test_the_commit_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRTKIT_COMMIT", "abc1234")
+    machine.commit.cache_clear()
+    saved()
+    machine.commit.cache_clear()
+    assert record.load(KEY).provenance["commit"] == "abc1234"
+
+
 def test_measured_where_it_can_be_and_recalled_elsewhere() -> None:
     saved()
     mine = Measurement.from_samples([7.0])

@@ -54,7 +54,7 @@ def checkout(tmp_path: Path, start: ModuleType, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(start, "NEEDED_BYTES", 0)
     monkeypatch.setattr(
-        start, "venv_command", lambda p: [sys.executable, "-m", "venv", "--clear", "--without-pip", p.venv]
+        start, "venv_command", lambda p: [sys.executable, "-m", "venv", "--without-pip", p.venv]
     )
     monkeypatch.setattr(start, "pip", fake_pip)
     return SimpleNamespace(start=start, place=place, calls=calls, root=tmp_path, add_modules=add_modules)
@@ -200,6 +200,26 @@ def test_a_broken_or_moved_venv_is_made_anew(checkout: SimpleNamespace, damage: 
     assert not (venv / "old").exists() and len(checkout.calls) == 2
 
 
+def test_a_venv_of_somebody_elses_is_left_alone(checkout: SimpleNamespace) -> None:
+    mine = Path(checkout.place.venv, "bin", "mine")
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    with pytest.raises(checkout.start.Stop, match="did not make it"):
+        checkout.start.ensure_installed(checkout.place, ["course"])
+    assert mine.exists() and not checkout.calls
+
+
+def test_a_venv_left_half_made_is_made_anew(checkout: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = [sys.executable, "-c", f"import os; os.makedirs({checkout.place.venv!r} + '/bin/half'); os.abort()"]
+    with monkeypatch.context() as killed:
+        killed.setattr(checkout.start, "venv_command", lambda _: half)
+        with pytest.raises(checkout.start.Stop, match="could not make"):
+            checkout.start.ensure_installed(checkout.place, ["course"])
+    assert Path(checkout.place.venv, "bin", "half").exists()
+    checkout.start.ensure_installed(checkout.place, ["course"])
+    assert not Path(checkout.place.venv, "bin", "half").exists() and len(checkout.calls) == 1
+
+
 def test_a_missing_package_is_installed_again(checkout: SimpleNamespace) -> None:
     checkout.start.ensure_installed(checkout.place, ["course"])
     venv = Path(checkout.place.venv)
@@ -289,6 +309,16 @@ def test_pips_failure_ends_with_a_message_and_no_traceback(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, tmp_path / "start.py"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "ERROR: the wheel is broken" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_waits_until_the_child_is_known(start: ModuleType, number: signal.Signals) -> None:
+    known = False
+    with pytest.raises(KeyboardInterrupt), start.signals_held():
+        os.kill(os.getpid(), number)
+        known = True
+    assert known
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

@@ -64,6 +64,13 @@ def test_a_comparison_becomes_figures() -> None:
     assert dict(figures) == TIMES and figures.source == "measured here: some GPU"
 
 
+def test_a_refused_engine_has_no_figures() -> None:
+    row = row_of("PyTorch eager fp16, GPU", "fp16", None, OUTPUTS, OUTPUTS, (Measurement.from_samples([1.0]), "a GPU"))
+    notes = ["engine fp16, GPU is left out: it computes something else"]
+    with pytest.raises(RecordError, match=r"only the peers were measured here\. engine fp16, GPU is left out"):
+        gpu._from_comparison(Comparison([row], row["name"], notes=notes), "fp16")
+
+
 def test_the_tour_names_missing_records(records: Path, tmp_path: Path) -> None:
     console = Console(record=True, width=100)
     files = tour.gpu_figures(tmp_path, console)

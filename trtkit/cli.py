@@ -8,13 +8,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trtkit
-from trtkit.cli_inputs import TORCHVISION, parse_shapes, read_data, read_source
-from trtkit.errors import MissingError, TrtkitError
+from trtkit.cli_inputs import (
+    TORCHVISION,
+    check_picture,
+    load_model,
+    read_data,
+    read_shapes,
+    read_source,
+    target,
+    with_reference,
+)
+from trtkit.errors import BuildError, MissingError, TrtkitError, extra
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -63,50 +73,61 @@ def doctor(args: argparse.Namespace) -> None:
 
 def optimize(args: argparse.Namespace) -> None:
     """Make the graph smaller without changing what it computes."""
-    model = trtkit.load(args.model)
-    _save(trtkit.optimize(model, level=args.level), args, "optimized")
+    path = target(args.output, args.model, "-optimized.onnx")
+    _save(trtkit.optimize(load_model(args.model, "optimize"), level=args.level), path)
 
 
 def autocast(args: argparse.Namespace) -> None:
     """Write FP16 or BF16 into the graph, as TensorRT 11 demands."""
-    model = trtkit.load(args.model)
-    _save(trtkit.autocast(model, args.precision), args, args.precision)
+    path = target(args.output, args.model, f"-{args.precision}.onnx")
+    _save(trtkit.autocast(load_model(args.model, "autocast"), args.precision), path)
 
 
 def quantize(args: argparse.Namespace) -> None:
     """Write INT8 into the graph: Q/DQ pairs with scales from calibration data."""
-    model = trtkit.load(args.model)
-    _save(trtkit.quantize(model, read_data(args.data, model), method=args.method), args, "int8")
+    from trtkit.quant.calibrate import DEFAULT_METHOD
+
+    path = target(args.output, args.model, "-int8.onnx")
+    model = load_model(args.model, "quantize")
+    _save(trtkit.quantize(model, read_data(args.data, model), method=args.method or DEFAULT_METHOD), path)
 
 
 def build(args: argparse.Namespace) -> None:
     """Build a TensorRT engine, verify it against the model and save it."""
-    model = _with_reference(trtkit.load(args.model), args.reference)
-    shapes = dict(parse_shapes(text) for text in args.shapes) or None
+    path = target(args.output, args.model, ".engine")
+    check_picture(args.map)
+    model = load_model(args.model, "build")
+    if args.reference:
+        model = with_reference(model, args.reference)
+    shapes = read_shapes(args.shapes, model)
     data = read_data(args.data, model) if args.data else None
     options: dict[str, Any] = {"verify": not args.no_verify, "tolerance": args.tolerance}
     if args.workspace_mib:
         options["workspace_bytes"] = args.workspace_mib << 20
-    with _Bar() as progress:
+    with _Bar() as progress, _parser_advice(args.model):
         engine = trtkit.build(model, shapes, data=data, progress=progress, **options)
-    path = args.output or _beside(args.model, "", ".engine")
     engine.save(path)
     _describe(engine, path)
     if args.map:
-        figure = engine.fusion_map().plot()
-        figure.savefig(args.map)
-        print(f"fusion map: {args.map}")
+        from trtkit.plot import save
+
+        print(f"fusion map: {save(engine.fusion_map().plot(), args.map)}")
 
 
 def compare(args: argparse.Namespace) -> None:
     """Models side by side on the same inputs: error, size, latency. The first is the reference."""
-    models = [trtkit.load(path) for path in args.models]
-    data = read_data(args.data, models[0]) if args.data else [models[0].random_inputs(args.batch)]
+    from trtkit.bench.compare import batches_for
+
+    check_picture(args.plot)
+    models = [load_model(path, "compare") for path in args.models]
+    data = read_data(args.data, models[0]) if args.data else batches_for(models[0], None, args.batch)
     stems = [Path(path).stem for path in args.models]
     result = trtkit.compare(*models, data=data, names=stems if len(set(stems)) == len(stems) else args.models)
     _show(result.table())
     if args.plot:
-        result.plot().savefig(args.plot)
+        from trtkit.plot import save
+
+        save(result.plot(), args.plot)
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -129,7 +150,7 @@ def lab(args: argparse.Namespace) -> None:
     from trtkit.course.paths import root
 
     if find_spec("jupyterlab") is None:
-        raise MissingError("The lessons need JupyterLab: pip install 'trtkit[course]'.")
+        raise MissingError(f"The lessons need JupyterLab: {extra('course')}.")
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root()}"]
     command.append(f"--LabApp.default_url=/lab/tree/{COURSE_MAP}")
     if os.geteuid() == 0:
@@ -144,23 +165,19 @@ def lab(args: argparse.Namespace) -> None:
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def _with_reference(model: Model, path: str | None) -> Model:
-    """The model, to be verified against the one in `path` as if it had been made from that in this process."""
-    if path is None:
-        return model
-    return type(model)(model.ir, model.name, origin=trtkit.load(path), precision=model.precision)
+@contextmanager
+def _parser_advice(path: str) -> Iterator[None]:
+    """What to try when TensorRT's parser refuses a file; whether that was optimised, the file does not tell."""
+    try:
+        yield
+    except BuildError as error:
+        advice = f"\nRun `trtkit optimize {path}` on it first, if it is as it was exported."
+        raise BuildError(f"{error}{advice if 'cannot parse' in str(error) else ''}") from error
 
 
-def _beside(source: str, mark: str, suffix: str) -> Path:
-    """A name in the current folder made of the source's: resnet50.onnx becomes resnet50-fp16.onnx."""
-    stem = Path(source).stem
-    return Path(f"{stem}-{mark}{suffix}" if mark else f"{stem}{suffix}")
-
-
-def _save(model: Model, args: argparse.Namespace, mark: str) -> None:
+def _save(model: Model, path: Path) -> None:
     from rich.table import Table
 
-    path = args.output or _beside(args.model, mark, ".onnx")
     trtkit.save(model, path)
     table = Table("step", "what", "nodes", "seconds", title=f"{model.name}: what was done")
     for step in model.history:
@@ -173,8 +190,15 @@ def _describe(engine: Engine, path: str | Path) -> None:
     manifest = engine.manifest
     print(f"{manifest['tensorrt']} {manifest['version']}, {manifest['precision']}, {len(engine.layers)} layers")
     print(f"built in {engine.build_seconds:.1f} s, {engine.size_bytes / 1e6:.1f} MB")
-    print(f"verified: {engine.verification or 'no (--no-verify)'}")
+    print(_verdict(engine))
     print(f"saved: {path}")
+
+
+def _verdict(engine: Engine) -> str:
+    found = engine.verification
+    if found and not found.checks:
+        return f"NOT compared: nothing to compare with; give --reference model.onnx\n{found.note}".strip()
+    return f"verified: {found or 'no (--no-verify)'}"
 
 
 def _show(tables: RenderableType) -> None:
@@ -232,17 +256,19 @@ def _parser() -> argparse.ArgumentParser:
     added = verb(compare)
     added.add_argument("models", nargs="+", metavar="MODEL.onnx")
     _add_data(added)
-    added.add_argument("--batch", type=int, default=1, help="batch of the random inputs used without --data")
+    added.add_argument("--batch", type=int, help="batch of the random inputs used without --data")
     added.add_argument("--plot", metavar="FILE.png")
     added = verb(bench)
     added.add_argument("model", help="an ONNX file, or torchvision:NAME such as torchvision:resnet50")
     _add_data(added)
-    added.add_argument("--batch", type=int, nargs="+", default=[1], help="one or several sizes, such as 1 8 32")
+    added.add_argument("--batch", type=int, nargs="+", help="one or several sizes, such as 1 8 32")
     verb(lab)
     return parser
 
 
 def _add_model_verbs(verb: Callable[[Callable[[argparse.Namespace], None]], argparse.ArgumentParser]) -> None:
+    scales = "how calibration chooses scales (default: percentile)"
+    shapes = "for each input that can change; the name may be left out where there is one input"
     for function in (optimize, autocast, quantize, build):
         added = verb(function)
         added.add_argument("model", metavar="MODEL.onnx")
@@ -252,11 +278,11 @@ def _add_model_verbs(verb: Callable[[Callable[[argparse.Namespace], None]], argp
         elif function is autocast:
             added.add_argument("precision", choices=("fp16", "bf16"))
         elif function is quantize:
-            added.add_argument("--method", choices=("max", "percentile", "entropy"), default="max")
+            added.add_argument("--method", choices=("max", "percentile", "entropy"), help=scales)
         if function in (quantize, build):
             _add_data(added, required=function is quantize)
         if function is build:
-            added.add_argument("--shapes", action="append", default=[], metavar="NAME:LEAST,BEST,LARGEST")
+            added.add_argument("--shapes", action="append", default=[], metavar="NAME:LEAST,BEST,LARGEST", help=shapes)
             added.add_argument("--reference", metavar="MODEL.onnx", help="what it was made from, to verify against")
             added.add_argument("--workspace-mib", type=int, metavar="MIB", help="scratch memory a kernel may use")
             added.add_argument("--tolerance", type=float, help="largest relative error to accept")

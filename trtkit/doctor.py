@@ -11,6 +11,7 @@ import trtkit
 from trtkit.bench import machine
 from trtkit.engine import trt
 from trtkit.engine.device import Gpu, gpu
+from trtkit.errors import extra
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -106,11 +107,9 @@ def _abilities(packages: dict[str, str | None], library: trt.Library | None, car
             "load PyTorch modules",
             bool(torch),
             f"torch {packages['torch']}" if torch else "torch or onnxscript is missing",
-            "" if torch else "pip install 'trtkit[torch]'",
+            "" if torch else extra("torch"),
         ),
-        Ability(
-            "open the lessons", lessons, "JupyterLab and PyTorch", "" if lessons else "pip install 'trtkit[course]'"
-        ),
+        Ability("open the lessons", lessons, "JupyterLab and PyTorch", "" if lessons else extra("course")),
         _build(library, card),
         on_gpu,
         Ability("GPU figures", on_gpu.live, figures),
@@ -140,9 +139,10 @@ def _run_on_gpu(packages: dict[str, str | None], library: trt.Library | None, ca
             cure += ", or 'tensorrt-rtx-cu13<1.7', which runs there though NVIDIA does not support it"
         return Ability(what, False, f"{card} is there, but {library} does not run on it", cure)
     if packages["pycuda"] is None:
-        return Ability(
-            what, False, f"{card} is there, PyCUDA is not", "pip install 'trtkit[gpu]' (needs the CUDA toolkit)"
-        )
+        return Ability(what, False, f"{card} is there, PyCUDA is not", f"{extra('gpu')} (needs the CUDA toolkit)")
+    if library.is_rtx and card.compute_capability == (9, 0):
+        risk = f"{library} runs on the {card.name} without NVIDIA's support, and some engines came out wrong there"
+        return Ability(what, True, risk, "never pass verify=False; or pip install tensorrt")
     return Ability(what, True, f"{card}, driver {card.driver or 'unknown'}, CUDA {card.cuda}")
 
 
@@ -166,8 +166,8 @@ def render(found: Report) -> Group:
         here.add_row(*row)
     packages = Table("package", "version", title="packages", title_justify="left")
     for name, version in found.packages.items():
-        wanted = f"'trtkit[{PACKAGES[name]}]'" if PACKAGES[name] else name
-        packages.add_row(name, version or escape(f"missing: pip install {wanted}"), style=None if version else "dim")
+        way_out = extra(PACKAGES[name]) if PACKAGES[name] else f"pip install {name}"
+        packages.add_row(name, version or escape(f"missing: {way_out}"), style=None if version else "dim")
     live = Table("what", "here", "why, and what would change it", title="live or recalled", title_justify="left")
     for ability in found.abilities:
         no = "recalled" if ability.what == "GPU figures" else "no"

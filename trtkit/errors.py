@@ -31,3 +31,8 @@ class MissingError(TrtkitError):
 
 class RecordError(TrtkitError):
     """A recorded measurement is absent or damaged."""
+
+
+def extra(name: str) -> str:
+    """How to install one of the extras of pyproject.toml: trtkit comes as a checkout, not from a package index."""
+    return f"pip install -e '.[{name}]' in trtkit's folder"

@@ -158,25 +158,30 @@ class Model:
         """
         return check_inputs(self.inputs, inputs, self.name)
 
-    def random_inputs(self, batch: int = 1, seed: int = 0, **dims: int) -> dict[str, np.ndarray]:
+    def random_inputs(
+        self, batch: int = 1, seed: int = 0, dims: Mapping[str, int] | None = None
+    ) -> dict[str, np.ndarray]:
         """Random inputs from a seed: normal numbers, or integers that every lookup table in the graph can index.
 
         Args:
-            batch: the size of every changeable first dimension.
-            dims: sizes of other changeable dimensions by name, e.g. `sequence=128`.
+            batch: the size of every changeable first dimension, and of every one called "batch".
+            dims: sizes of changeable dimensions by name, e.g. {"sequence": 128}.
+
+        Raises:
+            ModelError: a changeable dimension other than the batch has no size.
         """
         rng = np.random.default_rng(seed)
         values = {value.name: value for value in self.ir.graph.inputs}
         arrays = {}
+        sizes = {"batch": batch, **(dims or {})}
         for info in self.inputs:
-            shape = [
-                d if isinstance(d, int) else dims.get(d, batch if axis == 0 else 0) for axis, d in enumerate(info.shape)
-            ]
+            first = {info.shape[0]: batch} if info.shape else {}
+            shape = [d if isinstance(d, int) else sizes.get(d, first.get(d, 0)) for d in info.shape]
             if 0 in shape:
                 unknown = info.shape[shape.index(0)]
                 raise ModelError(
-                    f"Input {info} of {self.name!r} has a changeable dimension {unknown!r}: "
-                    f"say how long it shall be, e.g. random_inputs({unknown}=128)."
+                    f"Input {info} of {self.name!r} has a changeable dimension {unknown!r}: say how long it shall be, "
+                    f"e.g. random_inputs(dims={{{unknown!r}: 128}})."
                 )
             if info.dtype.kind in "iu":
                 arrays[info.name] = rng.integers(0, _index_limit(values[info.name]), shape).astype(info.dtype)
@@ -189,10 +194,14 @@ class Model:
     @cached_property
     def reference(self) -> Reference:
         """This graph in ONNX Runtime on the CPU, made on first use and kept."""
+        return self.open_reference()
+
+    def open_reference(self, *, exact: bool = False) -> Reference:
+        """A new `Reference` of this graph, see there; `reference` is the one that is kept."""
         if self.size_bytes <= _PROTOBUF_LIMIT:
-            return Reference(self.to_bytes())
+            return Reference(self.to_bytes(), exact=exact)
         with tempfile.TemporaryDirectory() as folder:
-            return Reference(str(save(self, Path(folder) / "model.onnx")))
+            return Reference(str(save(self, Path(folder) / "model.onnx")), exact=exact)
 
     def run(self, inputs: Mapping[str, Any] | np.ndarray) -> dict[str, np.ndarray]:
         """Compute the outputs on the CPU with ONNX Runtime.
@@ -207,15 +216,21 @@ def save(model: Model, path: str | os.PathLike[str]) -> Path:
     """Write a model as an ONNX file, whole or not at all; above 2 GB the weights go to `<path>.data` beside it.
 
     Raises:
-        ModelError: the folder does not exist.
+        ModelError: the folder does not exist, or `path` is one.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ModelError(f"Cannot save {model.name!r} to {path}: that is a folder. Name a file in it.")
     if not path.parent.is_dir():
         raise ModelError(
             f"Cannot save {model.name!r} to {path}: the folder {path.parent} does not exist. Make it first."
         )
     if model.size_bytes > _PROTOBUF_LIMIT:
-        ir.save(model.ir, path, external_data=path.name + ".data")
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=path.name) as folder:
+            whole = Path(folder) / path.name
+            ir.save(model.ir, whole, external_data=path.name + ".data")
+            for file in (whole.with_name(path.name + ".data"), whole):
+                os.replace(file, path.with_name(file.name))
         return path
     write_atomically(path, model.to_bytes())
     return path
@@ -243,9 +258,16 @@ def check_inputs(
             names = [info.name for info in expected]
             raise ModelError(f"{owner!r} has {len(names)} inputs, so give them by name: a dict with {names}.")
         inputs = {expected[0].name: inputs}
-    arrays = {name: np.asarray(value) for name, value in inputs.items()}
+    arrays = {name: _as_array(name, value) for name, value in inputs.items()}
     check_fit(expected, {name: (array.shape, array.dtype) for name, array in arrays.items()}, owner)
     return {info.name: np.ascontiguousarray(arrays[info.name]) for info in expected}
+
+
+def _as_array(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors on a GPU or that require gradients
+        raise ModelError(f"Input {name!r} cannot be made an array: {error}") from error
 
 
 def check_fit(
@@ -255,8 +277,9 @@ def check_fit(
     names = [info.name for info in expected]
     for name in given:
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            folded = {known.casefold(): known for known in names}
+            close = difflib.get_close_matches(name.casefold(), folded, n=1)
+            hint = f" Did you mean {folded[close[0]]!r}?" if close else ""
             raise ModelError(f"{owner!r} has no input {name!r}; its inputs are {names}.{hint}")
     sizes: dict[str, tuple[int, str]] = {}
     for info in expected:
@@ -326,17 +349,20 @@ def _precision_of(graph: ir.Graph) -> str:
 
 
 def _index_limit(value: ir.Value) -> int:
-    """How large an integer input may be: the length of the shortest table that it (or a cast of it) indexes."""
-    limits = [2]
+    """How large an integer input may be: the length of the shortest table that it (or a cast of it) indexes, else 2."""
+    return min(_table_lengths(value), default=2)
+
+
+def _table_lengths(value: ir.Value) -> list[int]:
+    lengths = []
     for node, position in value.uses():
         if node.op_type in ("Cast", "Identity"):
-            limits.append(_index_limit(node.outputs[0]))
+            lengths += _table_lengths(node.outputs[0])
         table = node.inputs[0] if node.op_type == "Gather" and position == 1 else None
         if table is not None and table.shape is not None:
             length = table.shape[node.attributes.get_int("axis", 0)]
-            limits.append(length if isinstance(length, int) else 2)
-    found = [limit for limit in limits if limit > 2]
-    return min(found, default=2)
+            lengths.append(length if isinstance(length, int) else 2)
+    return lengths
 
 
 def _name_nodes(graph: ir.Graph) -> None:

@@ -289,3 +289,18 @@ class TestBatchNorm:
         before = model.run(model.random_inputs(2))["y"]
         FoldBatchNorm()(model.copy().ir)
         np.testing.assert_array_equal(model.run(model.random_inputs(2))["y"], before)
+
+
+@pytest.mark.parametrize("taken", ["Conv_1.weight", "Conv_1.bias"])
+def test_new_weights_get_names_that_are_free(taken: str) -> None:
+    """The names that folding likes to give belong to another tensor already."""
+    nodes = f'"{taken}" = Relu(x) c = Conv("{taken}", w) b = BatchNormalization(c, s, s, s, s) y = Conv(b, w)'
+    model = parse(f"float[1, 1, 1, 1] w = {{3}}, float[1] s = {{2}} | {nodes}", "float[n, 1, 3, 3] x",
+                  "float[n, 1, 3, 3] y")
+    assert ops(apply(model, FoldBatchNorm)) == ["Relu", "Conv", "Conv"]
+
+
+def test_a_new_shape_gets_a_name_that_is_free() -> None:
+    nodes = '"Reshape_2_shape" = Relu(x) s = Shape("Reshape_2_shape") y = Reshape("Reshape_2_shape", s)'
+    after = apply(parse(nodes), StaticReshape, RemoveDeadCode)
+    assert ops(after) == ["Relu", "Reshape"]

@@ -127,6 +127,44 @@ def test_reductions_over_many_elements() -> None:
         assert rules(autocast(model))["ReduceSum"] == rule
 
 
+@pytest.mark.parametrize(("text", "inputs", "output", "rule"), [
+    ("int64[1] axes = {1} | y = ReduceSum (x, axes)", "float[n, s] x", "float[n, 1] y", "long_reduction"),
+    ("int64[1] axes = {1} | y = ReduceMean <keepdims = 0> (x, axes)", "float[n, s] x", "float[n] y", "long_reduction"),
+    ("y = GlobalAveragePool(x)", "float[n, 8, h, w] x", "float[n, 8, 1, 1] y", "long_reduction"),
+    ("y = GlobalAveragePool(x)", "float[n, 8, 7, 7] x", "float[n, 8, 1, 1] y", "default"),
+    ("int64[1] axes = {-1} | y = ReduceMean(x, axes)", "float[n, s, 768] x", "float[n, s, 1] y", "default"),
+    ("y = Softmax(x)", "float[n, s] x", "float[n, s] y", "default"),
+])  # fmt: skip
+def test_reductions_over_a_dimension_of_unknown_size(text: str, inputs: str, output: str, rule: str) -> None:
+    (decision,) = autocast_report(autocast(parse(text, inputs, output)))
+    assert decision.rule == rule
+    assert rule == "default" or decision.reason == "sums an unknown number of elements"
+
+
+@pytest.mark.parametrize("io", ["fp32", "low"])
+@pytest.mark.parametrize("taken", ["w_fp16", "x_fp16", "a_fp32", "y_fp16", "y_fp32"])
+def test_names_that_are_taken(taken: str, io: str) -> None:
+    model = parse(f"{SQUARE} | {taken} = MatMul(x, w) a = Relu({taken}) b = Exp(a) y = MatMul(b, w)", FOUR, OUT)
+    assert_close(model, autocast(model, io=io))
+
+
+def test_a_node_that_has_the_name_of_a_new_cast() -> None:
+    model = parse("a = Relu(x) y = Neg(a)")
+    model.ir.graph.node("Relu_0").name = "x_to_fp16"
+    names = [node.name for node in autocast(model).ir.graph]
+    assert len(set(names)) == len(names) and "x_to_fp16_2" in names
+
+
+def test_a_name_that_is_taken_inside_a_body() -> None:
+    model = parse(SQUARE + """, bool c = {1} |
+        b = If (c) <then_branch = t () => (float[n, 4] x_fp16) { x_fp16 = Neg(x) },
+                    else_branch = e () => (float[n, 4] ey) { ey = Abs(x) }>
+        a = MatMul(x, w) y = Add(a, b)""")
+    half = autocast(model)
+    assert next(node for node in half.ir.graph if node.op_type == "MatMul").inputs[0].name == "x_fp16_2"
+    assert_close(model, half)
+
+
 def test_range_from_data() -> None:
     model = parse(f"float[1] k = {{300.0}}, {SQUARE} |"
                   "a = Mul(x, k) b = Relu(a) c = Div(b, k) d = MatMul(c, w) y = Neg(d)")

@@ -127,6 +127,17 @@ def test_refusals() -> None:
         quantize(model, None, calibration=Calibration({}, "max", 0))
 
 
+@pytest.mark.parametrize("taken", ["x_scale", "x_quantized", "x_dequantized", "w_int8", "w_scale", "int8_zero_point"])
+def test_names_that_are_taken(taken: str) -> None:
+    model = net(f"{taken} = Conv(x, w) y = Relu({taken})", {"w": (4, 4, 1, 1)})
+    model.ir.graph.node("Relu_1").name = "x_quantize"
+    int8 = quantize(model, data())
+    onnx.checker.check_model(int8.to_proto(), full_check=True)
+    assert sqnr(model.run(data()[0])["y"], int8.run(data()[0])["y"]) > 30
+    names = [node.name for node in int8.ir.graph]
+    assert len(set(names)) == len(names) and "x_quantize_2" in names
+
+
 def test_what_lies_between_int8_can_go_low() -> None:
     model = net("r = Relu(x) a = Conv(r, w) y = Add(a, r)", {"w": (4, 4, 1, 1)})
     mixed = autocast(quantize(model, data(), "max"), "fp16")

@@ -71,15 +71,12 @@ class Comparison:
         from rich import box
         from rich.table import Table
 
-        places = list(dict.fromkeys(row["measured"] for row in self.rows if row["measured"]))
-        letters = {place: chr(ord("a") + i) for i, place in enumerate(places)}  # where it was measured: a legend below
-        legend = [f"measured on {letter}: {place}" for place, letter in letters.items()]
-        caption = "\n".join([*legend, *self.notes])
+        caption = "\n".join(self._below())
         table = Table(title=self.title or None, caption=caption or None, caption_justify="left", box=box.SIMPLE_HEAD)
         for key, heading, _ in self._columns():
             table.add_column(heading, justify="left" if key in _WORDS else "right")
         for row in self.rows:
-            table.add_row(*self._cells(row | {"measured": letters.get(row["measured"], "")}))
+            table.add_row(*self._cells(row))
         return table
 
     def _repr_html_(self) -> str:
@@ -87,7 +84,7 @@ class Comparison:
         lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in self._cells(row)) for row in self.rows)
         body = "".join(f"<tr>{line}</tr>" for line in lines)
         caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        notes = "".join(f"<p>{html.escape(line)}</p>" for line in self._below())
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
 
     def plot(self, **options: Any) -> Figure:
@@ -100,8 +97,18 @@ class Comparison:
         filled = [column for column in _COLUMNS if any(row[column[0]] is not None for row in self.rows)]
         return [(key, heading.format(self.peer), form) for key, heading, form in filled]
 
-    def _cells(self, row: Mapping[str, Any]) -> list[str]:
-        return [_cell(key, row[key], form) for key, _, form in self._columns()]
+    def _cells(self, row: dict[str, Any]) -> list[str]:
+        shown = row | {"measured": self._places().get(row["measured"])}
+        return [_cell(key, shown[key], form) for key, _, form in self._columns()]
+
+    def _places(self) -> dict[str, str]:
+        """A letter for every machine and program that something was measured on: a column of them would be too wide."""
+        places = dict.fromkeys(row["measured"] for row in self.rows if row["measured"])
+        return {place: chr(ord("a") + i) for i, place in enumerate(places)}
+
+    def _below(self) -> list[str]:
+        """The lines below the table: what the letters stand for, and the notes."""
+        return [*(f"measured on {letter}: {place}" for place, letter in self._places().items()), *self.notes]
 
 
 def _ratio(base: float | None, median: float | None) -> float | None:
@@ -157,9 +164,33 @@ def compare(
     return Comparison(rows, labels[0])
 
 
-def batches_for(model: Model, data: Iterable[Mapping[str, Any] | np.ndarray] | None, batch: int = 1) -> list[Inputs]:
-    """`data` as checked input sets of `model`; four random ones from seeds when there is none. Raises DataError."""
+def fixed_batch(model: Model) -> int | None:
+    """The batch of a model that takes no other; None where the first dimension of an input can change."""
+    first = [info.shape[0] for info in model.inputs if info.shape]
+    fixed = [size for size in first if isinstance(size, int)]
+    return fixed[0] if fixed and len(fixed) == len(first) else None
+
+
+def batches_for(
+    model: Model, data: Iterable[Mapping[str, Any] | np.ndarray] | None, batch: int | None = None
+) -> list[Inputs]:
+    """`data` as checked input sets of `model`; where there is none four random ones, from seeds.
+
+    Args:
+        batch: of the random ones; by default the model's own where that is fixed, else 1.
+
+    Raises:
+        DataError: `data` is there but empty.
+        ModelError: the data does not fit the model, or it takes batches of another size only.
+    """
     if data is None:
+        own = fixed_batch(model)
+        batch = batch if batch is not None else own or 1
+        if batch < 1:
+            raise ModelError(f"A batch of {batch} holds nothing to compute: give 1 or more.")
+        if own is not None and batch != own:
+            raise ModelError(f"{model.name!r} takes batches of {own} only, so it cannot run at batch {batch}. Leave "
+                             "the batch out, or export the model with a first dimension that can change.")
         return [model.random_inputs(batch, seed=seed) for seed in range(4)]
     batches = [model.check_inputs(given) for given in data]
     if not batches:

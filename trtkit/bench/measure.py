@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from trtkit.errors import MissingError
+from trtkit.errors import MissingError, extra
 
 Clock = Callable[[Callable[[], Any]], float]  # times one call and returns milliseconds
 
@@ -160,7 +160,7 @@ def _pycuda_clock(stream: Any) -> Clock:
         cuda.init()
         devices = cuda.Device.count()
     except Exception as error:  # PyCUDA raises its own kinds, depending on what is missing
-        what = "measure(device='cuda') needs a GPU and PyCUDA (pip install 'trtkit[gpu]')"
+        what = f"measure(device='cuda') needs a GPU and PyCUDA ({extra('gpu')})"
         raise MissingError(f"{what}: {error}") from error
     if devices == 0:
         raise MissingError("measure(device='cuda') needs a GPU and finds none; device='cpu' times on the CPU")

@@ -133,11 +133,14 @@ def save(
     as JSON can say it. `unit` other than "ms" stores the numbers converted (us, s). The file appears whole.
 
     Raises:
-        RecordError: the key is not of the form FILE/CONTENDER, a number is not finite, or there is no folder.
+        RecordError: the key is not of the form FILE/CONTENDER, the unit is none of ms, us and s, a number is not
+            finite, or there is no folder.
     """
     name, contender = _split(key)
     if contender is None:
         raise RecordError(f"save({key!r}): a key to save under names a contender too, e.g. '{key}/trtkit'.")
+    if unit not in _IN_MS:
+        raise RecordError(f"save({key!r}): unit={unit!r} is none of {', '.join(_IN_MS)}.")
     scale = 1 / _IN_MS[unit]
     entry = {
         "median": _rounded(measurement.median_ms * scale),
@@ -152,9 +155,35 @@ def save(
     contenders = _read(path)["contenders"] if path.exists() else {}
     contenders[contender] = entry
     _check_entry(entry, key, path)
-    document = {"schema": SCHEMA, "key": name, "contenders": contenders}
-    write_atomically(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+    _write(path, contenders)
     return path
+
+
+def remove(key: str) -> None:
+    """Delete the contender that `key` names, and its file with the last one; nothing happens where it is not.
+
+    For a contender that failed when it was measured again: what an older run found would stand beside newer numbers.
+
+    Raises:
+        RecordError: the key names no contender, the file is damaged, or there is no folder.
+    """
+    name, contender = _split(key)
+    if contender is None:
+        raise RecordError(f"remove({key!r}): a key to remove names a contender too, e.g. '{key}/trtkit'.")
+    path = folder() / f"{name}.json"
+    contenders = _read(path)["contenders"] if path.exists() else {}
+    if contender not in contenders:
+        return
+    del contenders[contender]
+    if contenders:
+        _write(path, contenders)
+    else:
+        path.unlink()
+
+
+def _write(path: Path, contenders: Mapping[str, Any]) -> None:
+    document = {"schema": SCHEMA, "key": path.stem, "contenders": contenders}
+    write_atomically(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
 
 
 def load(key: str) -> Any:

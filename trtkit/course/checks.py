@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,7 @@ def check_patterns(patterns: Callable[[FusionMap], Mapping[str, int]], fusion: F
     """Lesson 00, exercise 4: what was fused with what, counted."""
     right = Counter("+".join(ops) for ops in fusion.groups.values() if len(ops) > 1)
     yours = patterns(fusion)
-    if not isinstance(yours, Mapping) or not yours:
+    if not isinstance(yours, Mapping) or not yours or not all(_is_count(*item) for item in yours.items()):
         raise NotSolved("patterns(fusion) returns a Counter such as {'Conv+Relu': 7}. fusion.groups.values() has the "
                         "operators of every kernel as tuples; '+'.join(ops) makes a name of one.")  # fmt: skip
     _show(pictures.patterns_check(yours), "How often each group of operators became one kernel, by your count.")
@@ -109,13 +110,20 @@ def convolve(x: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.
     return np.einsum("chwij,mcij->mhw", windows, weight)
 
 
+def _is_count(name: Any, count: Any) -> bool:
+    return isinstance(name, str) and isinstance(count, (int, np.integer))
+
+
 def _number(answer: Any, what: str) -> float:
     if answer is None:
         raise NotSolved(f"{what} returned nothing yet. Write its body above; the text tells what it should compute.")
     try:
-        return float(answer)
+        number = float(answer)
     except (TypeError, ValueError) as error:
         raise NotSolved(f"{what} should return one number, and returned {answer!r}.") from error
+    if not math.isfinite(number):
+        raise NotSolved(f"{what} should return a finite number, and returned {number}. Is something divided by zero?")
+    return number
 
 
 def _show(fig: Figure, alt: str) -> None:

@@ -68,14 +68,15 @@ def recalled(precision: str, batch: int) -> Figures:
 def _figures(records: Records) -> Figures:
     """The record's contenders; the engine and its peers have to come from one run, or their ratio says nothing."""
     if "trtkit" not in records:
-        raise RecordError(f"Record {records.key!r} has no contender 'trtkit'; it has {', '.join(records)}.")
+        peers = ", ".join(records)
+        raise RecordError(f"{records.key}: only {peers} were recorded; benchmarks/README.md says why no engine was.")
     for peer in records:
         records.speedup("trtkit", peer)  # raises when the runs differ
     return Figures({name: record.median_ms for name, record in records.items()}, records["trtkit"].source)
 
 
 def _measured(precision: str, batch: int) -> Figures:
-    """Measure here; takes a minute, most of it torch.compile."""
+    """Measure here, on the GPU alone; takes a minute, most of it torch.compile."""
     import torch
 
     import trtkit
@@ -84,11 +85,16 @@ def _measured(precision: str, batch: int) -> Figures:
 
     module = network()
     model = trtkit.load(module, torch.rand(1, 3, 224, 224), name="resnet50")
-    return _from_comparison(bench_model(model, torch_module=module, precisions=[precision], batches=[batch]), precision)
+    found = bench_model(model, torch_module=module, precisions=[precision], batches=[batch], places=["gpu"])
+    return _from_comparison(found, precision)
 
 
 def _from_comparison(comparison: Comparison, precision: str) -> Figures:
+    """What of a comparison the lesson shows. Raises RecordError when the engine was refused: there is no ratio then."""
     rows: dict[str, dict[str, Any]] = {row["name"]: row for row in comparison.rows}
     wanted = {name: form.format(precision) for name, form in CONTENDERS.items()}
+    if wanted["trtkit"] not in rows:
+        why = [note for note in comparison.notes if note.startswith(wanted["trtkit"])]
+        raise RecordError(" ".join([f"resnet50-{precision}: only the peers were measured here.", *why]))
     times = {name: float(rows[row]["median_ms"]) for name, row in wanted.items() if row in rows}
     return Figures(times, f"measured here: {rows[wanted['trtkit']]['measured']}")

@@ -9,7 +9,6 @@ appears whole or not at all, and a second run replaces what the first left.
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,11 +24,10 @@ from rich.table import Table
 import trtkit
 from trtkit.course import gpu, nets, paths, photos, pictures
 from trtkit.errors import RecordError, TrtkitError
-from trtkit.model import Model, write_atomically
+from trtkit.model import Model
+from trtkit.plot import save
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from trtkit.bench.compare import Comparison
     from trtkit.engine.engine import Engine
 
@@ -151,7 +149,8 @@ def build(out: Path, model: Model, steps: Steps) -> tuple[Shown, Engine]:
     with steps.step(f"build and verify a TensorRT engine of {model.name} in {model.precision.upper()}") as advance:
         engine = trtkit.build(model, data=[views], progress=advance)
         path = engine.save(out / f"{model.name}_{model.precision}.engine")
-    what = f"{engine.manifest['tensorrt']} {engine.manifest['version']} engine, verified"
+    checked = "verified" if engine.verification and engine.verification.engine_ran else "its graph verified"
+    what = f"{engine.manifest['tensorrt']} {engine.manifest['version']} engine, {checked}"
     return [(path, what)], engine
 
 
@@ -199,17 +198,6 @@ def summary(files: Shown, console: Console) -> None:
     for path, what in files:
         table.add_row(f"{path.parent.name}/{path.name}", f"{path.stat().st_size / 1e6:.2f} MB", what)
     console.print(table)
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, whole or not at all."""
-    from matplotlib import pyplot
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
-    pyplot.close(figure)
-    write_atomically(path, buffer.getvalue())
-    return path
 
 
 def _logits(model: Model, views: np.ndarray) -> np.ndarray:

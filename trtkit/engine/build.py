@@ -46,7 +46,7 @@ def build(
         shapes: for inputs whose dimensions may change, by name: one shape, or the least, best and largest. A list of
         such
             dicts makes several optimization profiles. By default a changeable batch runs from 1 to 32, tuned for 8.
-        data: real inputs (dicts or arrays) to verify on; seeded random ones are used besides, or instead.
+        data: real inputs (dicts or arrays) to verify on; by default seeded random ones.
         verify: compare with the reference before handing the engine out. `False` is the way to get it anyway.
         tolerance: largest relative error ‖got - expected‖ / ‖expected‖ to accept; by default what its precision allows.
         progress: called as progress(phase, step, steps) with the phases of TensorRT's builder.
@@ -133,7 +133,7 @@ def _in_child(folder: Path, request: dict[str, Any], progress: Progress | None, 
         finally:
             timer.cancel()
         errors.seek(0)
-        last_words = errors.read().strip().splitlines()[-12:]
+        last_words = errors.read().strip().splitlines()[-5:]  # of a traceback the last lines say most
     if (folder / "result.json").is_file():
         plan = folder / "plan"
         return (plan.read_bytes() if plan.is_file() else None), json.loads((folder / "result.json").read_text())
@@ -157,7 +157,13 @@ def _how_it_ended(code: int, timeout_s: float) -> str:
 
 
 def _explain(result: Mapping[str, Any], model: Model, library: str) -> str:
-    doing = {"parse": "cannot parse", "profile": "refuses a shape of", "build": "cannot build", "crash": "crashed on"}
+    doing = {
+        "parse": "cannot parse",
+        "target": "cannot build for these GPUs",
+        "profile": "refuses a shape of",
+        "build": "cannot build",
+        "crash": "crashed on",
+    }
     words = [w for w in dict.fromkeys(str(e).strip() for e in result["errors"]) if w][:6]
     lines = "\n".join(f"  {word}" for word in words) or "  (it said nothing)"
     return f"{library} {doing[result['stage']]} {model.name!r} ({model.precision}). In its own words:\n{lines}"

@@ -48,17 +48,27 @@ class Monitor(trt.IProgressMonitor):
         self.report = report
         self.steps: dict[str, int] = {}
 
+        self.failure: BaseException | None = None
+
+    def tell(self, phase: str, step: int, steps: int) -> None:
+        """Report, keeping an exception for later: it must not travel through TensorRT's C++."""
+        try:
+            if self.failure is None:
+                self.report(phase, step, steps)
+        except BaseException as error:  # noqa: BLE001  (raised again by build_plan)
+            self.failure = error
+
     def phase_start(self, phase_name: str, parent_phase: str, num_steps: int) -> None:
         self.steps[phase_name] = num_steps
-        self.report(phase_name, 0, num_steps)
+        self.tell(phase_name, 0, num_steps)
 
     def step_complete(self, phase_name: str, step: int) -> bool:
-        self.report(phase_name, step + 1, self.steps.get(phase_name, step + 1))
-        return True
+        self.tell(phase_name, step + 1, self.steps.get(phase_name, step + 1))
+        return self.failure is None  # False cancels the build
 
     def phase_finish(self, phase_name: str) -> None:
         steps = self.steps.pop(phase_name, 1)
-        self.report(phase_name, steps, steps)
+        self.tell(phase_name, steps, steps)
 
 
 _log: Log | None = None
@@ -87,18 +97,22 @@ def build_plan(onnx_file: str, request: dict[str, Any], report: Progress) -> tup
         return None, {"errors": [*_parser_errors(parser), *logger.errors], "stage": "parse"}
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.progress_monitor = Monitor(report)
+    config.progress_monitor = monitor = Monitor(report)
     if request.get("workspace_bytes"):
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
     if not request.get("tf32", True):
         config.clear_flag(trt.BuilderFlag.TF32)
-    _set_targets(config, request.get("compute_capabilities") or [])
+    unknown = _set_targets(config, request.get("compute_capabilities") or [])
+    if unknown:
+        return None, {"errors": [unknown], "stage": "target"}
     for number, profile in enumerate(request["profiles"]):
         if not _add_profile(builder, config, profile):
             return None, {"errors": [f"profile {number} is impossible: {profile}", *logger.errors], "stage": "profile"}
     start = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - start
+    if monitor.failure is not None:
+        raise monitor.failure
     if plan is None:
         return None, {"errors": logger.errors or logger.messages[-5:], "stage": "build"}
     data = bytes(plan)
@@ -119,13 +133,22 @@ def _parser_errors(parser: trt.OnnxParser) -> list[str]:
     return described
 
 
-def _set_targets(config: Any, capabilities: list[list[int]]) -> None:
-    """Name the GPUs to build for, e.g. [[8, 9], [12, 0]]. TensorRT-RTX only; `Any`, since the stubs lack it."""
-    if capabilities:
-        targets: Any = vars(trt)["ComputeCapability"]
-        config.num_compute_capabilities = len(capabilities)
-        for i, (major, minor) in enumerate(capabilities):
-            config.set_compute_capability(targets.__members__[f"SM{major}{minor}"], i)
+def _set_targets(config: Any, capabilities: list[list[int]]) -> str:
+    """Name the GPUs to build for, e.g. [[8, 9], [12, 0]]; returns what is wrong with them, if anything.
+
+    TensorRT-RTX only; `config` is untyped, since the stubs of the full library lack it.
+    """
+    if not capabilities:
+        return ""
+    if not hasattr(config, "set_compute_capability"):
+        return "this TensorRT builds for the GPU that is here and no other; leave compute_capabilities out"
+    known: dict[str, Any] = vars(trt)["ComputeCapability"].__members__
+    config.num_compute_capabilities = len(capabilities)
+    for i, (major, minor) in enumerate(capabilities):
+        if f"SM{major}{minor}" not in known:
+            return f"no compute capability {major}.{minor}; it builds for {', '.join(known)}"
+        config.set_compute_capability(known[f"SM{major}{minor}"], i)
+    return ""
 
 
 def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, shapes: dict[str, list[list[int]]]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +14,7 @@ from trtkit.engine.fusion import FusionMap, fusion_map
 from trtkit.engine.layers import Layer, LayerTensor
 from trtkit.engine.session import CpuSession, Session
 from trtkit.engine.trt import find
-from trtkit.errors import EngineError
+from trtkit.errors import EngineError, extra
 from trtkit.model import Model, write_atomically
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Engine:
 
     def __repr__(self) -> str:
         m = self.manifest
-        kernels = sum(layer.launches for layer in self.layers)
+        kernels = sum(layer.launches for layer in self.layers if layer.profile == 0)
         return (
             f"Engine({m['model']!r}, {m['precision']}: {kernels} kernels, {self.size_bytes:,} bytes, built by "
             f"{m['tensorrt']} {m['version']} in {m['build_seconds']:.1f} s)"
@@ -66,6 +67,12 @@ class Engine:
             return f"it was built by {built}, and {library} is installed; a plan runs only on the version that built it"
         if not library.runs_on(device.compute_capability):
             return f"{library} does not run on the {device}"
+        targets = [tuple(target) for target in self.manifest["compute_capabilities"]]
+        if targets and device.compute_capability not in targets:
+            named = ", ".join(f"{major}.{minor}" for major, minor in targets)
+            return f"it was built for compute capability {named} only, and here is the {device}"
+        if not (find_spec("pycuda") and find_spec("cuda")):
+            return f"PyCUDA and cuda-bindings are not installed ({extra('gpu')})"
         return ""
 
     @property
@@ -98,7 +105,7 @@ class Engine:
                 "open('cpu') runs its graph on the CPU."
             )
         if device == "cpu" or not self.runs_here:
-            return CpuSession(self._needs_model("run on the CPU"))
+            return CpuSession(self._needs_model("run on the CPU"), self.manifest["profiles"])
         from trtkit.engine.gpu import GpuSession
 
         return GpuSession(self.plan, self.manifest["model"], **options)
@@ -119,6 +126,8 @@ class Engine:
             EngineError: the folder does not exist.
         """
         path = Path(path)
+        if path.is_dir():
+            raise EngineError(f"Cannot save the engine to {path}: that is a folder. Name a file in it.")
         if not path.parent.is_dir():
             raise EngineError(
                 f"Cannot save the engine to {path}: the folder {path.parent} does not exist. Make it first."
@@ -157,11 +166,25 @@ def open_engine(path: str | os.PathLike[str], model: Model | None = None) -> Eng
             f"{path} was built by {built[0]} {built[1]}, and {library} is installed. TensorRT runs only plans of "
             "its own version: build it again from its model, or install that version."
         )
-    if model is not None and model.name != manifest["model"]:
+    if model is not None and hashlib.sha256(model.to_bytes()).hexdigest() != manifest["model_sha256"]:
         raise EngineError(
-            f"{path} was built from {manifest['model']!r}, not from {model.name!r}. Give the model it is from."
+            f"{path} was built from another model than {model.name!r}: their contents differ. Give the model it is "
+            f"from (it was called {manifest['model']!r}), after the same steps."
         )
-    return Engine(plan, manifest, [_layer(entry) for entry in facts["layers"]], model)
+    return Engine(plan, manifest, facts["layers"], model)
+
+
+# What an Engine reads from its manifest later on.
+_FIELDS = (
+    "tensorrt",
+    "version",
+    "model",
+    "precision",
+    "profiles",
+    "compute_capabilities",
+    "build_seconds",
+    "plan_sha256",
+)
 
 
 def _manifest_path(path: Path) -> Path:
@@ -177,7 +200,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         )
     try:
         facts = json.loads(file.read_text())
-        facts["manifest"]["plan_sha256"], facts["layers"]
+        facts["layers"] = [_layer(entry) for entry in facts["layers"]]
+        missing = [field for field in _FIELDS if field not in facts["manifest"]]
+        if missing:
+            raise KeyError(*missing)
     except (ValueError, KeyError, TypeError) as error:
         raise EngineError(f"{file} is damaged ({error!r}). Build the engine again.") from error
     return cast(dict[str, Any], facts)

@@ -79,77 +79,43 @@ class FusionMap(NamedTuple):
 def fusion_map(model: Model, layers: list[Layer]) -> FusionMap:
     """Account for every node of `model` in an engine made of `layers`.
 
-    A node that a layer names is in that kernel. Where TensorRT turned a convolution into a matrix product it loses the
-    names of some nodes; those are found by the data flow. For the others the graph tells what happened: computed while
-    building (all inputs constant), a mere view, arithmetic on shapes, or unused. What is left counts as unexplained,
-    and is shown as such.
+    A node that a layer names is in that kernel. For the others TensorRT says nothing, and the graph tells what
+    happened: computed while building (all inputs constant), a mere view, arithmetic on shapes, or unused. What is left
+    counts as unexplained, and is shown as such.
     """
-    where: dict[str, int] = {}
-    for index, layer in enumerate(layers):
-        if layer.profile == 0:
-            for name in layer.onnx_nodes:
-                where.setdefault(name, index)
-    accounts, flow, nodes = _Accounts(model.ir.graph), _Flow(layers), []
-    for node in model.ir.graph:
-        account = accounts.of(node, where.get(node.name or ""))
-        found = flow.kernel_of(node, where) if account.kind == "unexplained" else None
-        if found is not None:
-            where[account.name] = found
-            account = account._replace(
-                kind="kernel", kernel=found, reason="not named by the layer; found by the data flow"
-            )
-        nodes.append(account)
+    layers = [layer for layer in layers if layer.profile == 0]  # the others compute the same for other shapes
+    where = _named_kernels(model.ir.graph, layers)
+    accounts = _Accounts(model.ir.graph)
+    nodes = [accounts.of(node, where.get(node.name or "")) for node in model.ir.graph]
     return FusionMap(model.name, tuple(nodes), tuple(layers))
+
+
+def _named_kernels(graph: ir.Graph, layers: list[Layer]) -> dict[str, int]:
+    """Node name -> the layer that computes it; a kernel that only lays out data for it may name it too."""
+    naming: dict[str, list[int]] = {}
+    for index, layer in enumerate(layers):
+        for name in layer.onnx_nodes:
+            naming.setdefault(name, []).append(index)
+    ops = {node.name: node.op_type for node in graph}
+
+    def best(name: str, found: list[int]) -> int:
+        return max(found, key=lambda index: (_computes(layers[index], ops.get(name, "")), layers[index].kind != "kgen"))
+
+    return {name: best(name, found) for name, found in naming.items()}
+
+
+def _computes(layer: Layer, op_type: str) -> bool:
+    return any(word in layer.ops for word in _WORDS.get(op_type, (op_type,)))
 
 
 # What generated kernels call the operators that they do not call by ONNX's name.
 _WORDS = {
-    "Conv": ("Fc", "Corr"),
+    "Conv": ("Fc", "Corr", "correlation"),
     "Gemm": ("Fc",),
     "MatMul": ("Fc", "Gemm"),
     "Relu": ("Relu", "Max"),
     "Clip": ("MinMax", "MaxMin"),
 }
-
-
-class _Flow:
-    """Which layer feeds which, to place a node between the kernels before and after it."""
-
-    def __init__(self, layers: list[Layer]) -> None:
-        self.layers = layers
-        self.readers: dict[str, set[int]] = {}
-        for index, layer in enumerate(layers):
-            for tensor in layer.inputs:
-                self.readers.setdefault(tensor.name, set()).add(index)
-
-    def after(self, index: int) -> set[int]:
-        return {reader for tensor in self.layers[index].outputs for reader in self.readers.get(tensor.name, ())}
-
-    def kernel_of(self, node: ir.Node, where: dict[str, int]) -> int | None:
-        """The one layer that does this operator, starts where the node's inputs are made and ends where it is read."""
-        before = _kernels(node, where, ir.Node.predecessors)
-        behind = _kernels(node, where, ir.Node.successors)
-        near = before | {reader for index in before for reader in self.after(index)}
-        words = _WORDS.get(node.op_type, (node.op_type,))
-        fitting = {
-            index
-            for index in near
-            if any(word in self.layers[index].ops for word in words)
-            and (not behind or self.after(index) & behind)
-            and not (index in behind and index not in before)
-        }
-        return min(fitting) if len(fitting) == 1 else None
-
-
-def _kernels(node: ir.Node, where: dict[str, int], neighbours: Any, depth: int = 8) -> set[int]:
-    """Kernels of the nearest placed neighbours in one direction, looking past nodes that are in no kernel."""
-    found: set[int] = set()
-    for other in neighbours(node):
-        if other.name in where:
-            found.add(where[other.name])
-        elif depth:
-            found |= _kernels(other, where, neighbours, depth - 1)
-    return found
 
 
 class _Accounts:

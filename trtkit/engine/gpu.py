@@ -5,6 +5,7 @@ A call that finds nothing new (same shapes, and for GPU tensors the same address
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections import OrderedDict
@@ -17,7 +18,7 @@ import numpy as np
 from trtkit.engine.device import gpu
 from trtkit.engine.session import Session
 from trtkit.engine.trt import require, trt
-from trtkit.errors import EngineError, MissingError, ModelError
+from trtkit.errors import EngineError, MissingError, ModelError, extra
 from trtkit.model import TensorInfo, check_fit, check_inputs, write_atomically
 
 try:
@@ -26,7 +27,7 @@ try:
     from cuda.bindings import driver
 except ImportError as error:
     raise MissingError(
-        f"Running an engine on the GPU needs PyCUDA and cuda-bindings ({error}): pip install 'trtkit[gpu]'. "
+        f"Running an engine on the GPU needs PyCUDA and cuda-bindings ({error}): {extra('gpu')}. "
         "open('cpu') runs its graph without them."
     ) from error
 
@@ -50,6 +51,8 @@ class GpuSession(Session):
         cuda_graph: replay a CUDA graph from the second call of each set of shapes on.
         cache_dir: where TensorRT-RTX keeps the kernels it compiled for this GPU; by default below the user's cache
         folder.
+
+    A session is one context with one scratch memory: use it from one thread, and from one stream at a time.
     """
 
     def __init__(
@@ -105,6 +108,8 @@ class GpuSession(Session):
         bound = self._bound.get(key)
         if bound is None:
             bound = self._bind_tensors(key, inputs)
+        else:
+            self._bound.move_to_end(key)
         bound.launch(self._handle if stream is None else stream)
         return bound.outputs
 
@@ -115,6 +120,7 @@ class GpuSession(Session):
         bound: Any = self._bound.get(key)
         if bound is None:
             bound = self._remember(key, HostBound(self, {name: array.shape for name, array in arrays.items()}))
+        self._bound.move_to_end(key)
         bound.upload(arrays)
         bound.launch(self._handle)
         return bound.download()
@@ -125,6 +131,8 @@ class GpuSession(Session):
         check_fit(self.inputs, described, self.name)
         for info in self.inputs:
             tensor = tensors[info.name]
+            if tensor.device.type == "cuda" and tensor.device.index not in (None, 0):
+                raise ModelError(f"Input {info}: got a tensor on {tensor.device}; the engine runs on cuda:0.")
             if tensor.device.type != "cuda" or not tensor.is_contiguous():
                 raise ModelError(
                     f"Input {info}: got a {'strided' if tensor.device.type == 'cuda' else tensor.device.type} "
@@ -322,8 +330,9 @@ class RuntimeCache:
     def save(self) -> None:
         data = bytes(self.cache.serialize())
         if data and (not self.file.is_file() or self.file.stat().st_size != len(data)):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.file, data)
+            with contextlib.suppress(OSError):  # a folder that cannot be written costs a second next time, no more
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.file, data)
 
 
 def _check(result: tuple[Any, ...]) -> Any:

@@ -48,8 +48,7 @@ class Layer(NamedTuple):
 _TENSOR = re.compile(
     r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<dims>[-\d, ]*)\].*?Datatype: (?P<dtype>\w+), Format: (?P<format>.*?) \}"
 )
-_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\x1e|\[ONNX Layer: |$|\s)")
-_PROFILE = re.compile(r" \[profile (\d+)\]$")
+_PROFILE = re.compile(r" \[profile (\d+)\]$|_myl(\d+)_\d+$")
 
 
 def from_log(messages: list[str]) -> list[Layer]:
@@ -148,6 +147,16 @@ def _dtype_of(format_: str) -> str:
 def _layer(
     name: str, kind: str, inputs: tuple[LayerTensor, ...], outputs: tuple[LayerTensor, ...], tactic: str, metadata: str
 ) -> Layer:
-    profile = _PROFILE.search(name)
-    nodes = tuple(dict.fromkeys(_NODE.findall(metadata.strip())))  # each once, in order
-    return Layer(name, kind, inputs, outputs, tactic, nodes, int(profile.group(1)) if profile else 0)
+    named = [_PROFILE.search(text) for text in (name, *(tensor.name for tensor in (*inputs, *outputs)))]
+    profile = max((int(match[1] or match[2]) for match in named if match), default=0)
+    return Layer(name, kind, inputs, outputs, tactic, _onnx_nodes(metadata), profile)
+
+
+def _onnx_nodes(metadata: str) -> tuple[str, ...]:
+    """The names in `[ONNX Layer: a]\\x1e[ONNX Layer: b]__gemm_from_conv1x1`, each once, in order.
+
+    What stands between them differs (\\x1e, \\x1f, a suffix, nothing), and a name may hold brackets itself: so a name
+    reaches from its opening mark to the last closing bracket before the next one.
+    """
+    parts = metadata.split("[ONNX Layer: ")[1:]
+    return tuple(dict.fromkeys(part[: part.rindex("]")] for part in parts if "]" in part))

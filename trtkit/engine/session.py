@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from trtkit.engine.shapes import Profile, check_within
 from trtkit.errors import EngineError
 from trtkit.model import Model, TensorInfo, check_inputs
 
@@ -52,12 +53,15 @@ class Session:
 class CpuSession(Session):
     """The engine's ONNX graph in ONNX Runtime: what an engine falls back to where no GPU can run it."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, profiles: list[Profile]) -> None:
         self.device = "cpu"
+        self._profiles = profiles
         self.name = model.name
         self.inputs, self.outputs = model.inputs, model.outputs
         self._reference = model.reference
 
     def run(self, inputs: Mapping[str, Any] | Any) -> dict[str, Any]:
         self._check_open()
-        return self._reference.run(check_inputs(self.inputs, inputs, self.name))
+        arrays = check_inputs(self.inputs, inputs, self.name)
+        check_within(self._profiles, {name: array.shape for name, array in arrays.items()}, self.name)
+        return self._reference.run(arrays)

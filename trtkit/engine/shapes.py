@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
-from trtkit.errors import BuildError
+import numpy as np
+
+from trtkit.errors import BuildError, ModelError
 from trtkit.model import Model, TensorInfo
 
 Shape: TypeAlias = Sequence[int]
@@ -48,7 +50,15 @@ def _profile(model: Model, shapes: Mapping[str, Shape | Sequence[Shape]]) -> Pro
 
 
 def _three(info: TensorInfo, given: Shape | Sequence[Shape]) -> list[list[int]]:
-    three = cast("list[Shape]", [given] * 3 if isinstance(given[0], int) else list(given))
+    try:
+        array = np.asarray(given)  # numbers alone are one shape; rows of numbers are several
+    except ValueError:  # rows of different lengths
+        array = np.empty(0)
+    if array.ndim not in (1, 2) or not array.size or array.dtype.kind != "i":
+        raise BuildError(
+            f"Input {info}: {given!r} is no shape. Give whole numbers, as in (1, 3, 224, 224), or three such shapes."
+        )
+    three = np.broadcast_to(array, (3, array.size)) if array.ndim == 1 else array
     if len(three) != 3:
         raise BuildError(f"Input {info}: give one shape, or three (least, best, largest), not {len(three)}.")
     least, best, most = ([int(d) for d in shape] for shape in three)
@@ -75,3 +85,20 @@ def _default(info: TensorInfo) -> list[list[int]]:
         )
     rest = [d for d in info.shape[1:] if isinstance(d, int)]
     return [[batch, *rest] for batch in BATCH]
+
+
+def check_within(profiles: list[Profile], shapes: Mapping[str, tuple[int, ...]], owner: str) -> None:
+    """Raise ModelError unless some profile takes all these shapes: what a GPU refuses, the CPU refuses too."""
+    for profile in profiles:
+        if all(_inside(shapes[name], three) for name, three in profile.items()):
+            return
+    name, shape = next(iter(shapes.items()))
+    ranges = "; ".join(f"{tuple(p[name][0])} to {tuple(p[name][2])}" for p in profiles if name in p)
+    raise ModelError(
+        f"Input {name!r} of {owner!r}: the shape {shape} is outside the engine's profile, {ranges}. Build with "
+        "`shapes` that include it."
+    )
+
+
+def _inside(shape: tuple[int, ...], three: list[list[int]]) -> bool:
+    return all(least <= d <= most for least, d, most in zip(three[0], shape, three[2], strict=True))

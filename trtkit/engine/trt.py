@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from trtkit.engine.device import gpu
-from trtkit.errors import MissingError
+from trtkit.errors import MissingError, extra
 
 if TYPE_CHECKING:
     import tensorrt as trt  # noqa: F401  (mypy holds every call against the full library's stubs)
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SETTING = "TRTKIT_TENSORRT"
 _FULL = ("tensorrt",)
 _RTX = ("tensorrt_rtx", "tensorrt_rtx_bindings")
-_HELP = "Install one: pip install tensorrt-rtx-cu13 (builds without a GPU), or pip install 'trtkit[tensorrt]'."
+_HELP = f"Install one: pip install tensorrt-rtx-cu13 (builds without a GPU), or {extra('tensorrt')}."
 
 
 class Library(NamedTuple):
@@ -46,7 +46,10 @@ class Library(NamedTuple):
         return f"{self.name} {self.version}"
 
     def runs_on(self, compute_capability: tuple[int, int]) -> bool:
-        """Whether engines of this library run on such a GPU. RTX serves 7.5, 8.x and 12.x; 1.6 still ran on Hopper."""
+        """Whether engines of this library run on such a GPU. RTX serves 7.5, 8.x and 12.x.
+
+        Up to 1.6 it opens engines on Hopper (9.0) as well, unsupported: some come out wrong (benchmarks/README.md).
+        """
         if not self.is_rtx:
             return compute_capability >= (7, 5)
         return (
@@ -77,11 +80,11 @@ def require() -> Library:
 def _find(wanted: str) -> Library | None:
     names = (wanted,) if wanted else (*_FULL, *_RTX) if gpu() else (*_RTX, *_FULL)
     for name in names:
-        if not find_spec(name):
-            continue
         try:
+            if not find_spec(name):
+                continue
             module = import_module(name)
-        except (ImportError, OSError, RuntimeError):  # bindings without their libraries
+        except (ImportError, OSError, RuntimeError, ValueError):  # bindings without their libraries; no such parent
             continue
         if hasattr(module, "Builder"):  # type stubs alone make an empty package of that name
             kind = "TensorRT-RTX" if "rtx" in name else "TensorRT"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -89,12 +90,14 @@ def _from_proto(proto: onnx.ModelProto, name: str | None, what: str, base_dir: P
         if opset < _TOO_OLD:
             proto = onnx.version_converter.convert_version(proto, _TOO_OLD)
         _check(proto)
+        _check_lengths(proto)
         model = ir.from_proto(proto)
     except ModelError as error:
         raise ModelError(f"{what}: {error}") from error
     except Exception as error:  # the checker, the converter and onnx_ir each raise errors of their own
         raise ModelError(f"{what} is ONNX, but not valid: {error}") from error
     _resolve_external_data(model, base_dir, what)
+    _normalise_domain(model)
     return Model(_inlined(model), name)
 
 
@@ -125,6 +128,26 @@ def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
         if weight.name not in given:
             graph.input.append(onnx.helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims)))
     return bare
+
+
+def _check_lengths(proto: onnx.ModelProto) -> None:
+    """Weights must hold as many bytes as their shape says; nothing else would notice until they are read."""
+    for weight in proto.graph.initializer:
+        needed = (math.prod(weight.dims) * ir.DataType(weight.data_type).bitwidth + 7) // 8
+        if weight.HasField("raw_data") and len(weight.raw_data) != needed:
+            raise ModelError(
+                f"weight {weight.name!r} of shape {tuple(weight.dims)} has {len(weight.raw_data):,} bytes, and needs "
+                f"{needed:,}. The file is damaged; export it again."
+            )
+
+
+def _normalise_domain(model: ir.Model) -> None:
+    """ONNX's own operators have two spellings of their domain, "" and "ai.onnx"; everything here asks for the first."""
+    if "ai.onnx" in model.opset_imports:
+        model.opset_imports.setdefault("", model.opset_imports.pop("ai.onnx"))
+    for node in model.graph.all_nodes():
+        if node.domain == "ai.onnx":
+            node.domain = ""
 
 
 def _resolve_external_data(model: ir.Model, base_dir: Path | None, what: str) -> None:

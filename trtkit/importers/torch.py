@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from trtkit.errors import MissingError, ModelError
+from trtkit.errors import MissingError, ModelError, extra
 from trtkit.model import Model
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ def from_torch(
         import onnxscript  # noqa: F401  (the exporter's backend; asked for here to say how to get it)
         import torch
     except ImportError as error:
-        raise MissingError("Exporting from PyTorch needs onnxscript: pip install 'trtkit[torch]'.") from error
+        raise MissingError(f"Exporting from PyTorch needs onnxscript: {extra('torch')}.") from error
     inputs = _by_name(module, example_inputs)
     dims = {key: {0: "batch"} for key in inputs} if dynamic_batch else None
-    was_training = module.training
+    modes = {part: part.training for part in module.modules()}
     module.eval()  # a graph for inference: dropout off, batch norm with its stored statistics
     try:
         with torch.no_grad(), _quiet():
@@ -62,7 +62,8 @@ def from_torch(
             f"PyTorch could not export {type(module).__name__}: {reason[0] if reason else error!r}"
         ) from error
     finally:
-        module.train(was_training)
+        for part, training in modes.items():
+            part.training = training  # not .train(), which would set a whole branch
     assert program is not None  # None only where a file to write to was named
     graph = program.model
     _name_batch(graph)
@@ -73,8 +74,13 @@ def _by_name(module: torch.nn.Module, example_inputs: Any) -> dict[str, torch.Te
     if isinstance(example_inputs, Mapping):
         return dict(example_inputs)
     values = example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
-    names = list(inspect.signature(module.forward).parameters)
-    return dict(zip(names, values, strict=False))
+    signature = inspect.signature(module.forward)
+    try:
+        return dict(signature.bind(*values).arguments)
+    except TypeError as error:
+        raise ModelError(
+            f"{type(module).__name__}.forward{signature} cannot be called with {len(values)} example inputs: {error}."
+        ) from error
 
 
 def _widened(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

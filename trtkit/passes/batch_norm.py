@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from trtkit.passes.common import Rewrite, array, initializer, remove, replace, single_use
+from trtkit.passes.common import Names, Rewrite, array, initializer, remove, replace, single_use
 
 _LINEAR = {"Conv", "ConvTranspose", "Gemm"}
 
@@ -103,5 +103,5 @@ def _set_input(linear: ir.Node, position: int, data: np.ndarray, old: ir.Value |
         old.shape = ir.Shape(data.shape)
         return
     assert linear.graph is not None
-    name = f"{linear.name}.{'bias' if position == 2 else 'weight'}"
+    name = Names(linear.graph).fresh(f"{linear.name}.{'bias' if position == 2 else 'weight'}")
     linear.replace_input_with(position, initializer(linear.graph, name, data))

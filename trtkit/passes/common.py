@@ -104,22 +104,39 @@ def remove(nodes: ir.Node | Iterable[ir.Node]) -> None:
         node.graph.remove(node, safe=True)
 
 
+class Names:
+    """The names of all values and nodes in a graph and in the bodies inside it, and new ones beside them.
+
+    >>> graph = ir.Graph([], [], nodes=[], initializers=[ir.Value(name="x", const_value=ir.tensor([1.0]))])
+    >>> names = Names(graph)
+    >>> names.fresh("x"), names.fresh("x"), names.fresh("y")
+    ('x_2', 'x_3', 'y')
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.taken: set[str | None] = set()
+        for each in (graph, *graph.subgraphs()):
+            self.taken.update(value.name for value in (*each.inputs, *each.initializers.values()))
+            for node in each:
+                self.taken.add(node.name)
+                self.taken.update(value.name for value in node.outputs)
+
+    def fresh(self, name: str) -> str:
+        """`name`, or `name_2`, `name_3` ... if it is taken; from now on the result is taken, too."""
+        candidate, number = name, 1
+        while candidate in self.taken:
+            number += 1
+            candidate = f"{name}_{number}"
+        self.taken.add(candidate)
+        return candidate
+
+
 def initializer(graph: ir.Graph, name: str, data: np.ndarray, dtype: ir.DataType | None = None) -> ir.Value:
-    """A new initialiser of `graph`; gets a number behind its name if that is taken."""
-    name = fresh_name(graph, name)
+    """A new initialiser of `graph`, whose name must be free: see `Names`."""
     tensor = ir.Tensor(data, dtype=dtype, name=name)
     value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
-
-
-def fresh_name(graph: ir.Graph, name: str) -> str:
-    """`name`, or `name_2`, `name_3` ... if an initialiser of the graph has it already."""
-    candidate, number = name, 1
-    while candidate in graph.initializers:
-        number += 1
-        candidate = f"{name}_{number}"
-    return candidate
 
 
 def single_use(value: ir.Value) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from trtkit.passes.common import Dims, Rewrite, constant, dims, initializer
+from trtkit.passes.common import Dims, Names, Rewrite, constant, dims, initializer
 
 
 class StaticReshape(Rewrite):
@@ -31,7 +31,8 @@ class StaticReshape(Rewrite):
         target = self._target(dims(node.inputs[0]), dims(node.outputs[0]))
         if target is None or node.graph is None:
             return None
-        node.replace_input_with(1, initializer(node.graph, f"{node.name}_shape", np.array(target, np.int64)))
+        name = Names(node.graph).fresh(f"{node.name}_shape")
+        node.replace_input_with(1, initializer(node.graph, name, np.array(target, np.int64)))
         node.attributes.pop("allowzero", None)
         return "Reshape made static"
 

@@ -5,8 +5,9 @@ No picture says anything by colour alone. Every function returns a closed matplo
 
 from __future__ import annotations
 
-from trtkit.plot.bars import comparison, latency_bars, speedup
+from trtkit.plot.bars import comparison, latency_bars
+from trtkit.plot.files import save, suffixes
 from trtkit.plot.fusion import fusion_map
 from trtkit.plot.style import style
 
-__all__ = ["comparison", "fusion_map", "latency_bars", "speedup", "style"]
+__all__ = ["comparison", "fusion_map", "latency_bars", "save", "style", "suffixes"]

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from trtkit.plot.style import BLUE, GREEN, GREY, ORANGE, VERMILION
+from trtkit.plot.style import BLUE, GREY, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
 
 
 def latency_bars(
@@ -40,22 +39,6 @@ def latency_bars(
     _label_bars(axis, [f"{v:.3g}" for v in values], [v + h for v, h in zip(values, highs, strict=True)])
     _finish(axis, f"latency of one call, ms{' (whiskers: p10 to p90)' if any(highs) else ''}", title)
     return _sourced(axis, source or "; ".join(said))
-
-
-def speedup(ratios: Mapping[str, float], peer: str, *, title: str = "", source: str = "") -> Figure:
-    """How many times faster than `peer`: one bar each, with a line at 1, where nothing is gained.
-
-    Raises ValueError when there is nothing to draw.
-    """
-    if not ratios:
-        raise ValueError("speedup has nothing to draw: give at least one name with its ratio.")
-    axis = _axis(len(ratios))
-    colours = [GREEN if ratio >= 1 else VERMILION for ratio in ratios.values()]
-    axis.barh(list(ratios), list(ratios.values()), color=colours, height=0.62)
-    axis.axvline(1, color="#3C4043", linewidth=1.2, linestyle="--")
-    _label_bars(axis, [f"{ratio:.2f}x" for ratio in ratios.values()], list(ratios.values()))
-    _finish(axis, f"times faster than {peer} (dashed: equal)", title)
-    return _sourced(axis, source)
 
 
 def comparison(rows: Sequence[Mapping[str, Any]], peer: str = "", *, title: str = "") -> Figure:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from trtkit.errors import ModelError
 from trtkit.model import Model
-from trtkit.passes.common import array, constant, infer_shapes, initializer, working_copy
+from trtkit.passes.common import Names, array, constant, infer_shapes, initializer, working_copy
 from trtkit.passes.dead_code import RemoveDeadCode
 from trtkit.passes.identity import RemoveIdentities
 from trtkit.quant.precision_rules import FLOAT, LOW, Decision, Setting, decide, may_be_low, value_type
@@ -159,6 +159,7 @@ class _Retype:
         self.graph, self.setting, self.io = graph, setting, io
         self.low_nodes = {node for node, decision in decisions.items() if decision.precision != "fp32"}
         self.versions: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self.names = Names(graph)
 
     def apply(self) -> None:
         read = {value for node in self.graph.all_nodes() for value in node.inputs if value is not None}
@@ -202,26 +203,31 @@ class _Retype:
         limit = self.setting.largest
         if data.size and not np.abs([data.min(), data.max()]).max() <= limit:
             data = np.where(np.isfinite(data), np.clip(data, -limit, limit), data)
-        return initializer(self.graph, f"{value.name}_{self.setting.precision}", data.astype(dtype.numpy()), dtype)
+        name = self.names.fresh(f"{value.name}_{self._suffix(dtype)}")
+        return initializer(self.graph, name, data.astype(dtype.numpy()), dtype)
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        suffix = "fp32" if dtype == FLOAT else self.setting.precision
-        node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", dtype.value)], name=f"{value.name}_to_{suffix}")
-        node.outputs[0].name, node.outputs[0].shape = f"{value.name}_{suffix}", value.shape
-        node.outputs[0].type = ir.TensorType(dtype)
+        name = self.names.fresh(f"{value.name}_to_{self._suffix(dtype)}")
+        node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", dtype.value)], name=name)
+        out = node.outputs[0]
+        out.name, out.shape = self.names.fresh(f"{value.name}_{self._suffix(dtype)}"), value.shape
+        out.type = ir.TensorType(dtype)
         producer = value.producer()
         if producer is None:
             self.graph.insert_before(self.graph[0], node)
         else:
             self.graph.insert_after(producer, node)
-        return node.outputs[0]
+        return out
+
+    def _suffix(self, dtype: ir.DataType | None) -> str:
+        return "fp32" if dtype == FLOAT else self.setting.precision
 
     def _keep_output_type(self, value: ir.Value) -> None:
         """A graph output keeps its name; with io="fp32" it keeps its type through a last Cast as well."""
         if (value.dtype == FLOAT) == (self.io == "fp32"):
             return
         name, index = value.name or "", self.graph.outputs.index(value)
-        value.name = f"{name}_{'fp32' if value.dtype == FLOAT else self.setting.precision}"
+        value.name = self.names.fresh(f"{name}_{self._suffix(value.dtype)}")
         cast = self._cast(value, FLOAT if self.io == "fp32" else self.setting.low)
         cast.name = name
         self.graph.outputs[index] = cast

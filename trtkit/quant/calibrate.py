@@ -19,7 +19,10 @@ from trtkit.model import Model, write_atomically
 from trtkit.quant.taps import Batch, Taps
 
 INT8_MAX = 127
-Progress = Callable[[int, int | None], None]  # batches done, batches in all (None when the data cannot say)
+DEFAULT_METHOD = "percentile"
+CalibrationProgress = Callable[[int, int | None], None]
+"""Called with the batches done and the batches in all (None when the data cannot say)."""
+_ALL_ZERO = 1e-30  # a tensor whose largest |x| is less counts as zeros: its bins would be too narrow for float32
 
 
 class Calibrator(Protocol):
@@ -66,9 +69,9 @@ class Histogram:
         size = np.abs(tensor, dtype=np.float32).ravel()
         largest = float(size.max(initial=0))
         bins = len(self.counts)
-        if self.top == 0.0:
+        if self.top == 0.0 and largest >= _ALL_ZERO:
             self.top = largest  # what came before was all zeros, which lie in the first bin for any top
-        while largest > self.top:
+        while largest > self.top > 0.0:
             self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(axis=1), np.zeros(bins // 2, np.int64)])
             self.top *= 2
         width = self.top / bins or 1.0
@@ -189,7 +192,7 @@ class Calibration(Mapping[str, float]):
 
     def scale(self, name: str) -> float:
         """One step of INT8; 1.0 for a tensor that was zero throughout, which any step represents exactly."""
-        return self.ranges[name] / INT8_MAX or 1.0
+        return self.ranges[name] / INT8_MAX if self.ranges[name] >= _ALL_ZERO else 1.0
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, to be read by people and by `Calibration.load`."""
@@ -210,8 +213,8 @@ def calibrate(
     model: Model,
     data: Iterable[Batch],
     tensors: Iterable[str],
-    method: str | Callable[[], Calibrator] = "entropy",
-    progress: Progress | None = None,
+    method: str | Callable[[], Calibrator] = DEFAULT_METHOD,
+    progress: CalibrationProgress | None = None,
 ) -> Calibration:
     """Run the model over the data and find a range for each named tensor.
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from trtkit.passes.common import array, constant, dims, has_body
+from trtkit.passes.common import Dims, array, constant, dims, has_body
 
 FLOAT = ir.DataType.FLOAT
 LOW = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -105,7 +105,7 @@ def long_reduction(node: ir.Node, setting: Setting) -> str | None:
     if node.op_type not in _REDUCTIONS:
         return None
     before, after = dims(node.inputs[0]), dims(node.outputs[0])
-    if before is None or after is None:
+    if before is None or after is None or _unknown(before) > _unknown(after):
         return "sums an unknown number of elements"
     count = _product(before) / max(_product(after), 1)
     return f"sums {count:.0f} elements, more than {REDUCTION_LIMIT}" if count > REDUCTION_LIMIT else None
@@ -185,6 +185,11 @@ def value_type(value: ir.Value) -> ir.DataType | None:
     return tensor.dtype if tensor is not None else value.dtype
 
 
-def _product(shape: tuple[int | str | None, ...]) -> float:
-    """Elements without the symbolic dimensions, which reductions over channels or pixels leave alone."""
+def _unknown(shape: Dims) -> int:
+    """How many dimensions have no number; fewer behind a reduction than before: it goes over one of them."""
+    return sum(not isinstance(d, int) for d in shape)
+
+
+def _product(shape: Dims) -> float:
+    """Elements without the symbolic dimensions, which are the same before and behind the reduction."""
     return float(np.prod([d for d in shape if isinstance(d, int)], dtype=np.float64))

@@ -12,9 +12,16 @@ import onnx_ir as ir
 
 from trtkit.errors import ModelError
 from trtkit.model import Model
-from trtkit.passes.common import array, constant, infer_shapes, initializer, single_use, working_copy
+from trtkit.passes.common import Names, array, constant, infer_shapes, initializer, single_use, working_copy
 from trtkit.passes.dead_code import RemoveDeadCode
-from trtkit.quant.calibrate import INT8_MAX, Calibration, Calibrator, Progress, calibrate
+from trtkit.quant.calibrate import (
+    DEFAULT_METHOD,
+    INT8_MAX,
+    Calibration,
+    CalibrationProgress,
+    Calibrator,
+    calibrate,
+)
 from trtkit.quant.precision_rules import FLOAT
 from trtkit.quant.taps import Batch
 
@@ -36,11 +43,11 @@ class Choice(NamedTuple):
 def quantize(
     model: Model,
     data: Iterable[Batch] | None,
-    method: str | Callable[[], Calibrator] = "percentile",
+    method: str | Callable[[], Calibrator] = DEFAULT_METHOD,
     per_channel: bool = True,
     ops: Collection[str] = QUANTIZABLE,
     skip: Collection[str] = (),
-    progress: Progress | None = None,
+    progress: CalibrationProgress | None = None,
     *,
     depthwise: bool = False,
     calibration: Calibration | None = None,
@@ -179,7 +186,8 @@ class _Writer:
 
     def __init__(self, graph: ir.Graph, calibration: Calibration, per_channel: bool) -> None:
         self.graph, self.calibration, self.per_channel = graph, calibration, per_channel
-        self.zero = initializer(graph, "int8_zero_point", np.zeros((), np.int8))
+        self.names = Names(graph)
+        self.zero = self._new("int8_zero_point", np.zeros((), np.int8))
         self.pairs: dict[ir.Value, ir.Value] = {}
         self.weights: dict[tuple[ir.Value, int | None], ir.Value] = {}
 
@@ -193,9 +201,9 @@ class _Writer:
         assert value is not None
         if value not in self.pairs:
             step = self.calibration.scale(value.name or "")
-            scale = initializer(self.graph, f"{value.name}_scale", np.array(step, np.float32))
-            q = _node("QuantizeLinear", [value, scale, self.zero], f"{value.name}_quantize", value, ir.DataType.INT8)
-            dq = _node("DequantizeLinear", [q.outputs[0], scale, self.zero], f"{value.name}_dequantize", value, FLOAT)
+            scale = self._new(f"{value.name}_scale", np.array(step, np.float32))
+            q = self._node("Quantize", [value, scale, self.zero], value, ir.DataType.INT8)
+            dq = self._node("Dequantize", [q.outputs[0], scale, self.zero], value, FLOAT)
             producer = value.producer()
             if producer is None:
                 self.graph.insert_before(self.graph[0], [q, dq])
@@ -210,14 +218,24 @@ class _Writer:
         axis = channel_axis(node, data.ndim) if self.per_channel else None
         if (value, axis) not in self.weights:
             codes, scale = quantize_weight(data, axis)
-            inputs = [initializer(self.graph, f"{value.name}_int8", codes),
-                      initializer(self.graph, f"{value.name}_scale", scale)]
-            dq = _node("DequantizeLinear", inputs, f"{value.name}_dequantize", value, FLOAT)
+            inputs = [self._new(f"{value.name}_int8", codes), self._new(f"{value.name}_scale", scale)]
+            dq = self._node("Dequantize", inputs, value, FLOAT)
             if axis is not None:
                 dq.attributes["axis"] = ir.AttrInt64("axis", axis)
             self.graph.insert_before(self.graph[0], dq)
             self.weights[value, axis] = dq.outputs[0]
         return self.weights[value, axis]
+
+    def _new(self, name: str, data: np.ndarray) -> ir.Value:
+        return initializer(self.graph, self.names.fresh(name), data)
+
+    def _node(self, what: str, inputs: list[ir.Value], like: ir.Value, dtype: ir.DataType) -> ir.Node:
+        """`Quantize` or `Dequantize` of a tensor: x_quantize gives out x_quantized."""
+        name = f"{like.name}_{what.lower()}"
+        node = ir.Node("", f"{what}Linear", inputs, name=self.names.fresh(name))
+        out = node.outputs[0]
+        out.name, out.shape, out.type = self.names.fresh(f"{name}d"), like.shape, ir.TensorType(dtype)
+        return node
 
 
 def quantize_weight(weight: np.ndarray, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -247,13 +265,6 @@ def channel_axis(node: ir.Node, rank: int) -> int:
     if node.op_type == "Conv" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1):
         return 0
     return 1 if node.op_type in ("ConvTranspose", "Gemm") else rank - 1
-
-
-def _node(op: str, inputs: list[ir.Value], name: str, like: ir.Value, dtype: ir.DataType) -> ir.Node:
-    node = ir.Node("", op, inputs, name=name)
-    out = node.outputs[0]
-    out.name, out.shape, out.type = f"{name}d", like.shape, ir.TensorType(dtype)
-    return node
 
 
 def _summary(

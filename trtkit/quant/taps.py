@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,11 +40,12 @@ class Taps:
                 graph.outputs.append(values[name])
         self._model = tapped
 
-    def run(self, batch: Batch) -> dict[str, np.ndarray]:
-        """The tapped tensors for one batch of inputs."""
+    def run(self, batch: Batch, only: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """The tapped tensors (or `only` some of them) for one batch of inputs."""
         inputs = self._model.check_inputs(batch)
-        taken = {name: inputs[name] for name in self.names if name in inputs}
-        wanted = [name for name in self.names if name not in taken]
+        names = self.names if only is None else only
+        taken = {name: inputs[name] for name in names if name in inputs}
+        wanted = [name for name in names if name not in taken]
         return {**taken, **(self._model.reference.run(inputs, wanted) if wanted else {})}
 
     def stream(self, data: Iterable[Batch]) -> Iterator[dict[str, np.ndarray]]:
