@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from trtkit.engine.engine import Engine
 from trtkit.engine.shapes import Shapes, profiles_for
 from trtkit.engine.trt import require
 from trtkit.engine.verify import verify_engine
-from trtkit.errors import BuildError, EngineError, ModelError
+from trtkit.errors import BuildError
 from trtkit.model import Model, save
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -141,8 +142,6 @@ def _in_child(folder: Path, request: dict[str, Any], progress: Progress | None, 
 
 
 def _child_environment() -> dict[str, str]:
-    import os
-
     root = str(Path(trtkit.__file__).resolve().parents[1])  # the child must find this trtkit, installed or not
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}
@@ -179,5 +178,3 @@ def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-
-__all__ = ["BuildError", "EngineError", "ModelError", "build"]
