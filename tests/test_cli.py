@@ -123,10 +123,10 @@ def test_build_refuses_what_is_not_a_number(folder: Path, capsys: pytest.Capture
 def test_a_parser_that_fails_leads_to_optimize(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = iter(["TensorRT cannot parse 'small'", "TensorRT cannot build 'small'"])
+    stages = iter(["parse", "build"])
 
     def refuse(*_: object, **__: object) -> None:
-        raise BuildError(next(words))
+        raise BuildError("TensorRT refuses 'small'", next(stages))
 
     monkeypatch.setattr(trtkit, "build", refuse, raising=False)
     for told in (True, False):

@@ -171,8 +171,10 @@ def _parser_advice(path: str) -> Iterator[None]:
     try:
         yield
     except BuildError as error:
-        advice = f"\nRun `trtkit optimize {path}` on it first, if it is as it was exported."
-        raise BuildError(f"{error}{advice if 'cannot parse' in str(error) else ''}") from error
+        if error.stage != "parse":
+            raise
+        advice = f"Run `trtkit optimize {path}` on it first, if it is as it was exported."
+        raise BuildError(f"{error}\n{advice}", error.stage) from error
 
 
 def _save(model: Model, path: Path) -> None:

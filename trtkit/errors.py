@@ -14,7 +14,14 @@ class DataError(TrtkitError):
 
 
 class BuildError(TrtkitError):
-    """TensorRT refused to parse a model or to build an engine; carries TensorRT's own words and the ONNX node."""
+    """TensorRT refused to parse a model or to build an engine; carries TensorRT's own words and the ONNX node.
+
+    `stage` says where it stopped: "parse", "target", "profile", "build" or "crash"; empty before TensorRT was asked.
+    """
+
+    def __init__(self, message: str, stage: str = "") -> None:
+        super().__init__(message)
+        self.stage = stage
 
 
 class VerificationError(TrtkitError):

@@ -209,7 +209,7 @@ def test_why_a_gpu_cannot_run_it(relu_engine: Engine, monkeypatch: pytest.Monkey
         return relu_engine.why_not_here
 
     assert "PyCUDA and cuda-bindings are not installed (pip install" in why(A100, Library(np, *built))
-    monkeypatch.setattr(engine_module, "find_spec", lambda name: name)
+    monkeypatch.setattr(engine_module, "has_runtime_packages", lambda: True)
     assert why(A100, None) == "no TensorRT is installed here"
     assert why(A100, Library(np, *built)) == ""
     assert "a plan runs only on the version that built it" in why(A100, Library(np, built[0], "1.2.3"))
@@ -220,7 +220,7 @@ def test_why_a_gpu_cannot_run_it(relu_engine: Engine, monkeypatch: pytest.Monkey
 def test_an_engine_for_other_gpus_says_so(relu: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = build(relu, compute_capabilities=[(8, 9)])
     monkeypatch.setattr(engine_module, "gpu", lambda: A100)
-    monkeypatch.setattr(engine_module, "find_spec", lambda name: name)
+    monkeypatch.setattr(engine_module, "has_runtime_packages", lambda: True)
     if engine.manifest["tensorrt"] == "TensorRT-RTX":
         assert "8.9" in engine.why_not_here
 

@@ -8,7 +8,6 @@ import platform
 import subprocess
 from functools import cache
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def _runs_engines() -> bool:
     from trtkit.engine import trt  # imports TensorRT, which takes a while: only when somebody asks
 
     card, library = gpu(), trt.find()
-    return bool(card and library and library.runs_on(card.compute_capability) and find_spec("pycuda"))
+    return bool(card and library and library.runs_on(card.compute_capability) and trt.has_runtime_packages())
 
 
 def provenance(command: str, device: str = "cuda") -> dict[str, Any]:

@@ -82,7 +82,7 @@ def build(
         digest = _sha256(onnx_file)
         plan, result = (_in_child if isolate else _in_process)(folder, request, progress, timeout_s)
     if plan is None:
-        raise BuildError(_explain(result, model, str(library)))
+        raise BuildError(_explain(result, model, str(library)), result["stage"])
     manifest = {
         "tensorrt": library.name,
         "version": library.version,
@@ -158,14 +158,16 @@ def _how_it_ended(code: int, timeout_s: float) -> str:
 def _explain(result: Mapping[str, Any], model: Model, library: str) -> str:
     doing = {
         "parse": "cannot parse",
-        "target": "cannot build for these GPUs",
+        "target": "cannot build, for the GPUs asked for,",
         "profile": "refuses a shape of",
         "build": "cannot build",
         "crash": "crashed on",
     }
+    # a target, a profile or a crash has no words of TensorRT's alone: what is said about it is ours at least in part
+    whose = "In its own words" if result["stage"] in ("parse", "build") else "The reason"
     words = [w for w in dict.fromkeys(str(e).strip() for e in result["errors"]) if w][:6]
     lines = "\n".join(f"  {word}" for word in words) or "  (it said nothing)"
-    return f"{library} {doing[result['stage']]} {model.name!r} ({model.precision}). In its own words:\n{lines}"
+    return f"{library} {doing[result['stage']]} {model.name!r} ({model.precision}). {whose}:\n{lines}"
 
 
 def _read_layers(result: Mapping[str, Any]) -> list[layer_list.Layer]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +12,7 @@ from trtkit.engine.device import gpu
 from trtkit.engine.fusion import FusionMap, fusion_map
 from trtkit.engine.layers import Layer, LayerTensor
 from trtkit.engine.session import CpuSession, Session
-from trtkit.engine.trt import find
+from trtkit.engine.trt import find, has_runtime_packages
 from trtkit.errors import EngineError, extra
 from trtkit.model import Model, write_atomically
 
@@ -71,7 +70,7 @@ class Engine:
         if targets and device.compute_capability not in targets:
             named = ", ".join(f"{major}.{minor}" for major, minor in targets)
             return f"it was built for compute capability {named} only, and here is the {device}"
-        if not (find_spec("pycuda") and find_spec("cuda")):
+        if not has_runtime_packages():
             return f"PyCUDA and cuda-bindings are not installed ({extra('gpu')})"
         return ""
 

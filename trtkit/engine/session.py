@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -11,7 +12,7 @@ from trtkit.errors import EngineError
 from trtkit.model import Model, TensorInfo, check_inputs
 
 
-class Session:
+class Session(ABC):
     """Runs a network. Use it as a context manager, or call `close` when done.
 
     `device` says where it runs ("cpu", or the GPU's name); `inputs` and `outputs` what it takes and gives.
@@ -23,6 +24,7 @@ class Session:
     outputs: tuple[TensorInfo, ...] = ()
     _closed = False
 
+    @abstractmethod
     def run(self, inputs: Mapping[str, Any] | Any) -> dict[str, Any]:
         """Compute the outputs, by name.
 
@@ -30,7 +32,6 @@ class Session:
             ModelError: an input's name, shape or dtype does not fit, or the batch is empty.
             EngineError: the session is closed, or the engine failed while running.
         """
-        raise NotImplementedError
 
     def close(self) -> None:
         """Free what the session holds; a second call does nothing."""

@@ -59,6 +59,11 @@ class Library(NamedTuple):
         )
 
 
+def has_runtime_packages() -> bool:
+    """Whether PyCUDA and cuda-bindings, with which `trtkit.engine.gpu` runs engines, are installed."""
+    return bool(find_spec("pycuda") and find_spec("cuda"))
+
+
 def find() -> Library | None:
     """The TensorRT to use: what TRTKIT_TENSORRT names, else the full library where a GPU is, else TensorRT-RTX."""
     return _find(os.environ.get(SETTING, ""))
