@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trtkit.course import checks, nets, notebook, paths, photos, pictures
+from trtkit.course import nets, notebook, paths, photos
+from trtkit.course.checks import NotSolved
+from trtkit.course.checks import lesson00 as checks
 from trtkit.course.notebook_guard import images
+from trtkit.course.pictures import lesson00 as pictures
 from trtkit.errors import DataError, MissingError
 
 PHOTOS = photos.photos()
@@ -209,7 +212,7 @@ def test_check_accepts_the_right_answer(check: Any, answer: Any, capsys: pytest.
 
 @pytest.mark.parametrize(("check", "answer", "hint"), WRONG, ids=[f"{c.__name__}-{hint}" for c, _, hint in WRONG])
 def test_check_gives_a_hint(check: Any, answer: Any, hint: str) -> None:
-    with pytest.raises(checks.NotSolved, match=hint):
+    with pytest.raises(NotSolved, match=hint):
         check(*answer)
 
 

@@ -22,7 +22,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 import trtkit
-from trtkit.course import gpu, nets, paths, photos, pictures
+from trtkit.course import gpu, nets, paths, photos
+from trtkit.course.pictures import lesson00 as pictures
 from trtkit.errors import RecordError, TrtkitError
 from trtkit.model import Model
 from trtkit.plot import save

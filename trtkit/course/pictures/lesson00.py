@@ -1,4 +1,4 @@
-"""The lessons' own pictures. Each takes plain arrays or records and returns a matplotlib figure.
+"""Lesson 00's pictures. Each takes plain arrays or records and returns a matplotlib figure.
 
 General plots (fusion map, comparison) are in trtkit.plot; here is what only makes sense inside the course.
 """

@@ -1,8 +1,7 @@
-"""Instant checks of the exercises: each draws what the answer does, and raises with a hint when it is not right."""
+"""Instant checks of lesson 00's exercises."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,29 +9,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtkit.course import pictures
-from trtkit.course.notebook import figure
-from trtkit.errors import TrtkitError
+from trtkit.course.checks import NotSolved, number, show
+from trtkit.course.pictures import lesson00 as pictures
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from trtkit.engine.fusion import FusionMap
-
-
-class NotSolved(TrtkitError):
-    """The answer to an exercise is missing or not right yet; the message is a hint."""
 
 
 def check_scale(int8_scale: Callable[[NDArray[np.float32]], float]) -> None:
     """Lesson 00, exercise 1: the scale of symmetric INT8 quantisation from the largest absolute value."""
     x = np.random.default_rng(0).normal(0, 0.4, 400).astype(np.float32)
     x[7] = -1.9  # the largest value is negative, so that max(x) instead of max(|x|) is noticed
-    scale = _number(int8_scale(x.copy()), "int8_scale(x)")
+    scale = number(int8_scale(x.copy()), "int8_scale(x)")
     if scale <= 0:
         raise NotSolved(f"Your scale is {scale:g}. A scale is the width of a step, so it is positive.")
     right = float(np.abs(x).max() / 127)
-    _show(pictures.scale_check(x, scale), "Rounding error of each value with your scale.")
+    show(pictures.scale_check(x, scale), "Rounding error of each value with your scale.")
     if scale < 0.99 * right:
         raise NotSolved(f"Your steps are {scale:.5f} wide. 127 of them reach to {127 * scale:.3f}, but |x| reaches "
                         f"{np.abs(x).max():.3f}: the rest is cut off. Is the largest value negative?")  # fmt: skip
@@ -45,12 +37,12 @@ def check_scale(int8_scale: Callable[[NDArray[np.float32]], float]) -> None:
 def check_overall(overall_speedup: Callable[[float, float], float]) -> None:
     """Lesson 00, exercise 2: Amdahl's law."""
     shares = np.linspace(0, 1, 21)
-    yours = np.array([_number(overall_speedup(float(s), 4.0), "overall_speedup(share, factor)") for s in shares])
-    _show(
+    yours = np.array([number(overall_speedup(float(s), 4.0), "overall_speedup(share, factor)") for s in shares])
+    show(
         pictures.overall_check(shares, yours), "Your overall speed-up against the share of the time that became faster."
     )
     for share, factor, right in ((0.0, 4.0, 1.0), (1.0, 4.0, 4.0), (0.5, 4.0, 1.6), (0.9, 2.0, 1 / 0.55)):
-        got = _number(overall_speedup(share, factor), "overall_speedup(share, factor)")
+        got = number(overall_speedup(share, factor), "overall_speedup(share, factor)")
         if abs(got - right) > 1e-6:
             raise NotSolved(f"With {share:.0%} of the time made {factor:g} times faster you get {got:.3f}x overall; "
                             f"it is {right:.3f}x. Take 10 ms and write down what is left of each part.")  # fmt: skip
@@ -73,7 +65,7 @@ def check_fold(fold: Callable[..., Any]) -> None:
     normalised = (convolve(x, weight) - mean[:, None, None]) / np.sqrt(var + eps)[:, None, None]
     right = normalised * gamma[:, None, None] + beta[:, None, None]
     yours = convolve(x, new_weight) + new_bias[:, None, None]
-    _show(
+    show(
         pictures.fold_check(right, yours),
         "Convolution with batch normalisation, your folded convolution, their difference.",
     )
@@ -91,7 +83,7 @@ def check_patterns(patterns: Callable[[FusionMap], Mapping[str, int]], fusion: F
     if not isinstance(yours, Mapping) or not yours or not all(_is_count(*item) for item in yours.items()):
         raise NotSolved("patterns(fusion) returns a Counter such as {'Conv+Relu': 7}. fusion.groups.values() has the "
                         "operators of every kernel as tuples; '+'.join(ops) makes a name of one.")  # fmt: skip
-    _show(pictures.patterns_check(yours), "How often each group of operators became one kernel, by your count.")
+    show(pictures.patterns_check(yours), "How often each group of operators became one kernel, by your count.")
     if dict(yours) != dict(right):
         wrong = sorted(set(yours.items()) ^ set(right.items()))
         alone = " A kernel of a single node is not a fusion." if any("+" not in name for name in yours) else ""
@@ -112,22 +104,3 @@ def convolve(x: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.
 
 def _is_count(name: Any, count: Any) -> bool:
     return isinstance(name, str) and isinstance(count, (int, np.integer))
-
-
-def _number(answer: Any, what: str) -> float:
-    if answer is None:
-        raise NotSolved(f"{what} returned nothing yet. Write its body above; the text tells what it should compute.")
-    try:
-        number = float(answer)
-    except (TypeError, ValueError) as error:
-        raise NotSolved(f"{what} should return one number, and returned {answer!r}.") from error
-    if not math.isfinite(number):
-        raise NotSolved(f"{what} should return a finite number, and returned {number}. Is something divided by zero?")
-    return number
-
-
-def _show(fig: Figure, alt: str) -> None:
-    """Draw in the notebook, whether the answer is right or not; outside of one the figure is dropped."""
-    from IPython.display import display
-
-    display(figure(fig, alt=alt))
