@@ -50,7 +50,7 @@ def concrete_tensors(model: Model, batch: int = 1, dims: Mapping[str, int] | Non
     for value in (*_computed(light.graph), *light.graph.outputs):
         if value.shape is not None:  # a name that means nothing among the inputs is for inference to find out
             value.shape = ir.Shape([d if isinstance(d, int) else sizes.get(d.value or "") for d in value.shape])
-    _drop_large_weights(light.graph)
+    drop_large_weights(light.graph)
     try:
         proto = onnx.shape_inference.infer_shapes(ir.to_proto(light), strict_mode=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
@@ -110,7 +110,7 @@ def _fix_inputs(model: Model, graph: ir.Graph, batch: int, dims: Mapping[str, in
     return sizes
 
 
-def _drop_large_weights(graph: ir.Graph) -> None:
+def drop_large_weights(graph: ir.Graph) -> None:
     """Make inputs of large weights: inference takes one protobuf message, and that must stay below 2 GB."""
     for name, value in tuple(graph.initializers.items()):
         if value.const_value is not None and value.const_value.nbytes > _SMALL:

@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from trtkit.graph.shapes import drop_large_weights
 from trtkit.model import Model
 
 log = logging.getLogger(__name__)
 
-_SMALL = 1000  # bytes; smaller constants may be shapes, whose values the inference needs to see
 Dims = tuple[int | str | None, ...]  # a number, the name of a symbolic dimension, or None where nothing is known
 
 
@@ -166,23 +166,13 @@ def working_copy(model: Model) -> ir.Model:
     return graph
 
 
-def has_body(node: ir.Node) -> bool:
-    """Whether a node is an If, a Loop or a Scan: one that runs graphs of its own."""
-    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
-
-
 def infer_shapes(model: ir.Model) -> None:
     """Add the types and shapes that ONNX's inference finds out to those that the graph states already.
 
     Inference needs one protobuf message of less than 2 GB, so it gets a copy whose large weights are inputs.
     """
     light = model.clone()
-    for name, value in tuple(light.graph.initializers.items()):
-        if value.const_value is not None and value.const_value.nbytes > _SMALL:
-            del light.graph.initializers[name]
-            if not value.is_graph_input():
-                light.graph.inputs.append(value)
-            value.const_value = None
+    drop_large_weights(light.graph)
     try:
         inferred = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(light), data_prop=True))
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:

@@ -10,7 +10,8 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from trtkit.passes.common import Rewrite, array, constant, has_body, initializer, remove, replace
+from trtkit.graph.shapes import has_body
+from trtkit.passes.common import Rewrite, array, constant, initializer, remove, replace
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from trtkit.passes.common import Dims, array, constant, dims, has_body
+from trtkit.graph.shapes import has_body
+from trtkit.passes.common import Dims, array, constant, dims
 
 FLOAT = ir.DataType.FLOAT
 LOW = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
