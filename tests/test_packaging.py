@@ -29,9 +29,14 @@ def canonical(name: str) -> str:
 
 def from_pyproject(extras: tuple[str, ...]) -> dict[str, SpecifierSet]:
     """Package name -> bounds, of the plain install and these extras; the project's own extras are written out."""
+    found: dict[str, SpecifierSet] = {}
     lines = [*PROJECT["dependencies"], *(line for e in extras for line in PROJECT["optional-dependencies"][e])]
-    requirements = [Requirement(line) for line in lines]
-    return {canonical(r.name): r.specifier for r in requirements if r.name != PROJECT["name"]}
+    for requirement in map(Requirement, lines):
+        if requirement.name == PROJECT["name"]:
+            found |= from_pyproject(tuple(requirement.extras))
+        else:
+            found[canonical(requirement.name)] = requirement.specifier
+    return found
 
 
 def from_conda() -> dict[str, SpecifierSet]:
