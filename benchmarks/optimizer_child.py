@@ -1,0 +1,148 @@
+"""One graph optimiser on one file, in a process of its own: seconds, memory, and what is left of the graph.
+
+`python3 -m benchmarks.optimizer_child CONTENDER IN OUT REPEATS` prints one JSON object, for `benchmarks.optimizers`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+TINY = """<ir_version: 8, opset_import: ["": 17]> tiny (float[n, 4] x) => (float[n, 4] y)
+    <float[4] w = {1.0, 2.0, 3.0, 4.0}> { a = Identity(x)  b = Mul(a, w)  s = Shape(b)  y = Reshape(b, s) }"""
+
+Optimizer = Callable[[str, str], None]  # reads one ONNX file, writes another
+
+
+def trtkit_at(level: int | None = None) -> Optimizer:
+    import trtkit
+
+    def run(source: str, target: str) -> None:
+        model = trtkit.load(source)
+        trtkit.save(trtkit.optimize(model) if level is None else trtkit.optimize(model, level), target)
+
+    return run
+
+
+def onnxslim() -> Optimizer:
+    import onnxslim
+
+    return lambda source, target: onnxslim.slim(source, target)
+
+
+def onnxsim() -> Optimizer:
+    import onnx
+    import onnxsim
+
+    return lambda source, target: onnx.save(onnxsim.simplify(source)[0], target)
+
+
+def onnxscript() -> Optimizer:
+    import onnx_ir as ir
+    import onnxscript.optimizer
+
+    return lambda source, target: ir.save(onnxscript.optimizer.optimize(ir.load(source)), target)
+
+
+def onnxruntime() -> Optimizer:
+    """The offline optimiser at its basic level, which keeps to ONNX's own operators. Making a session is part of it."""
+    import onnxruntime as ort
+
+    def run(source: str, target: str) -> None:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = target
+        options.log_severity_level = 3
+        ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+    return run
+
+
+CONTENDERS: dict[str, Callable[[], Optimizer]] = {
+    "trtkit": trtkit_at,
+    "trtkit-1": lambda: trtkit_at(1),
+    "trtkit-2": lambda: trtkit_at(2),
+    "onnxslim": onnxslim,
+    "onnxsim": onnxsim,
+    "onnxscript": onnxscript,
+    "onnxruntime": onnxruntime,
+}
+
+
+def graph_nodes(file: str | Path) -> Iterator[Any]:
+    """Every node of an ONNX file, those of bodies and functions included."""
+    import onnx
+
+    def walk(nodes: Any) -> Iterator[Any]:
+        for node in nodes:
+            yield node
+            for attribute in node.attribute:
+                for graph in (attribute.g, *attribute.graphs):
+                    yield from walk(graph.node)
+
+    proto = onnx.load(file, load_external_data=False)
+    yield from walk(proto.graph.node)
+    for function in proto.functions:
+        yield from walk(function.node)
+
+
+def op_counts(file: str | Path) -> dict[str, int]:
+    """How many nodes of each operator, `domain::Name` for those that are not ONNX's own."""
+    counts = Counter(
+        node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+        for node in graph_nodes(file)
+    )
+    return dict(sorted(counts.items()))
+
+
+def memory(field: str) -> int:
+    """Bytes of resident memory of this process: VmRSS now, VmHWM the most since `forget_peak`."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def measure(contender: str, source: str, target: str, repeats: int) -> dict[str, Any]:
+    """File to file, `repeats` times. Imports, also those made on first use, happen before, on a graph of four nodes."""
+    import onnx
+
+    optimize = CONTENDERS[contender]()
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = Path(folder) / "tiny.onnx"
+        onnx.save(onnx.parser.parse_model(TINY), tiny)
+        optimize(str(tiny), str(Path(folder) / "out.onnx"))
+    gc.collect()
+    forget_peak()
+    before = memory("VmRSS")
+    seconds, peak = [], 0
+    for number in range(repeats):
+        begin = time.perf_counter()
+        optimize(source, target)
+        seconds.append(time.perf_counter() - begin)
+        peak = peak if number else memory("VmHWM") - before
+        gc.collect()
+    return {"seconds": seconds, "peak_bytes": peak, "ops": op_counts(target)}
+
+
+def main(contender: str, source: str, target: str, repeats: str) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        result = measure(contender, source, target, int(repeats))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
