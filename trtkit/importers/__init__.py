@@ -13,6 +13,9 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from trtkit.errors import ModelError
+from trtkit.importers.caffe2 import from_caffe2, is_caffe2
+from trtkit.importers.keras import SUFFIXES as KERAS_FILES
+from trtkit.importers.keras import from_keras, from_keras_file, is_keras
 from trtkit.model import Model
 
 _TOO_OLD = 13  # explicit per-channel Q/DQ came with opset 13; older files are lifted by ONNX's own converter
@@ -22,27 +25,36 @@ def load(source: Any, example_inputs: Any = None, *, name: str | None = None, dy
     """Load a network.
 
     Args:
-        source: the path of an ONNX file, its bytes, an `onnx.ModelProto`, an `onnx_ir.Model`, or a `torch.nn.Module`.
-        example_inputs: for a torch module: the tensors it is called with, a tuple, or a dict by argument name.
+        source: the path of an ONNX file, its bytes, an `onnx.ModelProto`, an `onnx_ir.Model`, a `torch.nn.Module`, a
+            Keras 3 model or the path of a .keras or .h5 file, or a folder with Caffe2's init_net.pb and predict_net.pb.
+        example_inputs: for a torch module: the tensors it is called with, a tuple, or a dict by argument name. For
+            Keras only where the model does not say its input shapes; for Caffe2, whose files never do.
         name: what to call it; by default the file's or the class's name.
-        dynamic_batch: for a torch module: let the first dimension of every input change.
+        dynamic_batch: let the first dimension of every input change (not for ONNX, whose file says that).
 
     Raises:
         ModelError: the file is missing, is not ONNX or is truncated, or uses an operator that ONNX does not have.
-        MissingError: a torch module was given and PyTorch's exporter is not installed.
+        MissingError: a torch module or Keras model was given and what exports it is not installed.
 
     >>> text = '<ir_version: 10, opset_import: ["": 20]> tiny (float[n] x) => (float[n] y) {y = Abs(x)}'
     >>> load(onnx.parser.parse_model(text)).op_counts
     {'Abs': 1}
     """
     if isinstance(source, (str, os.PathLike)):
-        return _from_file(Path(source), name)
+        path = Path(source)
+        if path.is_file() and path.suffix in KERAS_FILES:
+            return from_keras_file(path, example_inputs, name=name, dynamic_batch=dynamic_batch)
+        if is_caffe2(path):
+            return from_caffe2(path, example_inputs, name=name, dynamic_batch=dynamic_batch)
+        return _from_file(path, name)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _from_bytes(bytes(source), name, f"{len(source):,} bytes")
     if isinstance(source, onnx.ModelProto):
         return _from_proto(source, name, "the ModelProto", base_dir=None)
     if isinstance(source, ir.Model):
         return Model(source.clone(), name)
+    if is_keras(source):  # before torch: on its torch backend a Keras model is a torch module, too
+        return from_keras(source, example_inputs, name=name, dynamic_batch=dynamic_batch)
     torch = sys.modules.get("torch")  # whoever holds a torch module has imported torch
     if torch is not None and isinstance(source, torch.nn.Module):
         from trtkit.importers.torch import from_torch
@@ -50,7 +62,7 @@ def load(source: Any, example_inputs: Any = None, *, name: str | None = None, dy
         return from_torch(source, example_inputs, name=name, dynamic_batch=dynamic_batch)
     raise ModelError(
         f"Cannot load a {type(source).__module__}.{type(source).__name__}. Give the path of an ONNX file, "
-        "its bytes, an onnx.ModelProto, an onnx_ir.Model, or a torch.nn.Module with example inputs."
+        "its bytes, an onnx.ModelProto, an onnx_ir.Model, a torch.nn.Module with example inputs, or a Keras model."
     )
 
 
