@@ -20,12 +20,11 @@ from onnx_ir.passes.common import InlinePass
 
 from trtkit.model import Model, Step
 from trtkit.passes.batch_norm import FoldBatchNorm
-from trtkit.passes.common import Rewrite, graphs_of, infer_shapes, working_copy
+from trtkit.passes.common import Rewrite, infer_shapes, working_copy
 from trtkit.passes.constant_folding import FoldConstants
 from trtkit.passes.dead_code import RemoveDeadCode
 from trtkit.passes.dedup import ShareInitializers
 from trtkit.passes.identity import RemoveIdentities
-from trtkit.passes.inference import is_known
 from trtkit.passes.noop_shape import RemoveNoOpShapes
 from trtkit.passes.static_reshape import StaticReshape
 
@@ -74,41 +73,17 @@ def optimize(model: Model, level: int = 2) -> Model:
     steps: list[Step] = []
     if passes and graph.functions:
         steps.append(_run(graph, InlinePass(), "inline functions", "ONNX functions written out"))
-    if passes:
-        steps += _to_fixpoint(graph, passes)
-    return Model(graph, model.name, history=(*model.history, *steps), origin=model.origin, precision=model.precision)
-
-
-def _to_fixpoint(graph: ir.Model, passes: tuple[Rewrite, ...]) -> list[Step]:
-    """Run the passes in turn until each has found nothing to do in the graph as it is."""
-    steps: list[Step] = []
-    seen: dict[Rewrite, int] = {}  # at how many steps a pass has last looked at the graph
-    present = _infer(graph)
-    for _ in range(MAX_ROUNDS):
+    for _ in range(MAX_ROUNDS if passes else 0):
         before = len(steps)
         for rule in passes:
-            if seen.get(rule) == len(steps) or not (present & rule.ops if rule.ops else True):
-                continue
+            if isinstance(rule, StaticReshape | RemoveNoOpShapes):
+                infer_shapes(graph)
             step = _run(graph, rule, rule.title)
             if rule.done:
                 steps.append(step)
-                present = _operators(graph)
-            seen[rule] = len(steps)
         if len(steps) == before:
             break
-        present = _infer(graph)
-    return steps
-
-
-def _infer(graph: ir.Model) -> set[str]:
-    """Infer shapes if some are not known; which operators there are."""
-    if not all(is_known(value) for node in graph.graph for value in node.outputs if value.name):
-        infer_shapes(graph)
-    return _operators(graph)
-
-
-def _operators(graph: ir.Model) -> set[str]:
-    return {node.op_type for each in graphs_of(graph.graph) for node in each}
+    return Model(graph, model.name, history=(*model.history, *steps), origin=model.origin, precision=model.precision)
 
 
 def _run(graph: ir.Model, rule: ir.passes.InPlacePass, title: str, detail: str = "") -> Step:
@@ -121,4 +96,4 @@ def _run(graph: ir.Model, rule: ir.passes.InPlacePass, title: str, detail: str =
 
 
 def _count(graph: ir.Model) -> int:
-    return sum(map(len, graphs_of(graph.graph)))
+    return sum(1 for _ in graph.graph.all_nodes())

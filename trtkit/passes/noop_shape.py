@@ -23,7 +23,6 @@ class RemoveNoOpShapes(Rewrite):
     """
 
     title = "remove no-op shapes"
-    ops = frozenset({"Transpose", *_KEEP_ORDER, *_REPEAT})
 
     def rewrite(self, node: ir.Node) -> str | None:
         if not node.inputs or node.inputs[0] is None or not self._changes_nothing(node):
