@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from trtkit import onnx_file
 from trtkit.errors import ModelError
 from trtkit.reference import Reference
 
@@ -146,7 +147,7 @@ class Model:
                 f"{self.name!r} has {self.size_bytes:,} bytes of weights, and protobuf's limit is 2 GB. "
                 "Use trtkit.save(model, path), which puts the weights of such a model into a second file."
             )
-        return self.to_proto().SerializeToString()
+        return b"".join(onnx_file.chunks(self.ir))
 
     # Running it
 
@@ -232,16 +233,16 @@ def save(model: Model, path: str | os.PathLike[str]) -> Path:
             for file in (whole.with_name(path.name + ".data"), whole):
                 os.replace(file, path.with_name(file.name))
         return path
-    write_atomically(path, model.to_bytes())
+    write_atomically(path, *onnx_file.chunks(model.ir))
     return path
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, *data: bytes | memoryview) -> None:
     """Write to a temporary name in the same folder, then rename: nobody ever sees half a file."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.writelines(data)
         os.chmod(temporary, 0o644)  # mkstemp made it private
         os.replace(temporary, path)
     except BaseException:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from trtkit.importers import load
 from trtkit.model import Model
+from trtkit.passes.common import Rewrite, infer_shapes
 
 
 def parse(body: str, inputs: str = "float[n, 4] x", outputs: str = "float[n, 4] y", opset: int = 20) -> Model:
@@ -41,3 +43,19 @@ def assert_same(
             np.testing.assert_allclose(have, want, rtol=rtol, atol=rtol)
     for name, want in before.run(inputs).items():
         np.testing.assert_allclose(after.run(inputs)[name], want, rtol=rtol, atol=rtol)
+
+
+def apply(model: Model, *rules: type[Rewrite]) -> Model:
+    """Run passes on a copy, in the order given, and check that nothing but the graph's size changed."""
+    after = model.copy()
+    for rule in rules:
+        infer_shapes(after.ir)
+        result = rule()(after.ir)
+        assert isinstance(result, ir.passes.PassResult)
+    after = Model(after.ir)
+    assert_same(model, after)
+    return after
+
+
+def ops(model: Model) -> list[str]:
+    return [node.op_type for node in model.ir.graph.all_nodes()]

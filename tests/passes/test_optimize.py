@@ -19,7 +19,7 @@ from trtkit.passes import LEVELS, optimize
 
 STEPS = (
     "relu", "identity", "dropout", "cast", "twice", "view", "same", "scale", "conv_bn", "depthwise_bn", "residual",
-    "branch",
+    "branch", "neutral", "cropped", "views", "shared", "wide", "shape",
 )  # fmt: skip
 
 
@@ -75,6 +75,42 @@ class Network:
         conv = self.node("Conv", [x, w], f"{y}_conv", pads=[1, 1, 1, 1], group=group)
         norm = [self.weight(f"{y}_{k}", self.rng.uniform(0.5, 1.5, 4).astype(np.float32)) for k in "gbmv"]
         self.node("BatchNormalization", [conv, *norm], y)
+
+    def neutral(self, x: str, y: str) -> None:
+        one, nil = (self.node("Constant", [], f"{y}_{v}", value_float=float(v)) for v in (1, 0))
+        op = ("Sub", "Add")[len(self.tensors) % 2]
+        self.node(op, [self.node("Mul", [one, x], f"{y}_m"), nil], y)
+
+    def cropped(self, x: str, y: str) -> None:
+        """Padded by nothing, cut from end to end, in one part: the tensor itself."""
+        padded = self.node("Pad", [x, self.weight(f"{y}_p", np.zeros(8, np.int64))], f"{y}_a")
+        bounds = [self.weight(f"{y}_{k}", np.array([v])) for k, v in (("b", 0), ("e", 2**63 - 1), ("x", 1))]
+        self.node("Concat", [self.node("Slice", [padded, *bounds], f"{y}_c")], y, axis=1)
+
+    def views(self, x: str, y: str) -> None:
+        """To (1, n, 4, 25), turned, and back."""
+        axes, shape = self.weight(f"{y}_x", np.array([0])), self.weight(f"{y}_s", np.array([1, -1, 4, 25]))
+        flat = self.node("Reshape", [self.node("Unsqueeze", [x, axes], f"{y}_a"), shape], f"{y}_b")
+        turned = self.node("Transpose", [flat], f"{y}_c", perm=[0, 1, 3, 2])
+        back = self.node("Transpose", [turned], f"{y}_d", perm=[0, 1, 3, 2])
+        self.node("Reshape", [back, self.weight(f"{y}_t", np.array([-1, 4, 5, 5]))], y)
+
+    def shared(self, x: str, y: str) -> None:
+        """The same thing twice, once with the inputs the other way round."""
+        a, b = self.node("Sigmoid", [x], f"{y}_a"), self.node("Sigmoid", [x], f"{y}_b")
+        self.node("Sub", [self.node("Mul", [a, x], f"{y}_c"), self.node("Mul", [x, b], f"{y}_d")], f"{y}_e")
+        self.node("Add", [f"{y}_e", a], y)
+
+    def wide(self, x: str, y: str) -> None:
+        double = self.node("Cast", [x], f"{y}_a", to=TensorProto.DOUBLE)
+        self.node("Cast", [self.node("Cast", [double], f"{y}_b", to=TensorProto.DOUBLE)], y, to=TensorProto.FLOAT)
+
+    def shape(self, x: str, y: str) -> None:
+        """x times its number of channels over 4, read off its shape."""
+        one = self.weight(f"{y}_i", np.array(1))
+        channels = self.node("Gather", [self.node("Shape", [x], f"{y}_a"), one], f"{y}_b")
+        number = self.node("Cast", [channels], f"{y}_c", to=TensorProto.FLOAT)
+        self.node("Mul", [x, self.node("Div", [number, self.weight(f"{y}_4", np.array(4, np.float32))], f"{y}_d")], y)
 
     def depthwise_bn(self, x: str, y: str) -> None:
         self.conv_bn(x, y, group=4)

@@ -6,32 +6,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from tests.passes.graphs import assert_same, parse
+from tests.passes.graphs import apply, ops, parse
 from trtkit.model import Model
 from trtkit.passes.batch_norm import FoldBatchNorm
-from trtkit.passes.common import Rewrite, infer_shapes
 from trtkit.passes.constant_folding import FoldConstants
 from trtkit.passes.dead_code import RemoveDeadCode
 from trtkit.passes.dedup import ShareInitializers
 from trtkit.passes.identity import RemoveIdentities
 from trtkit.passes.noop_shape import RemoveNoOpShapes
 from trtkit.passes.static_reshape import StaticReshape
-
-
-def apply(model: Model, *rules: type[Rewrite]) -> Model:
-    """Run passes on a copy, in the order given, and check that nothing but the graph's size changed."""
-    after = model.copy()
-    for rule in rules:
-        infer_shapes(after.ir)
-        result = rule()(after.ir)
-        assert isinstance(result, ir.passes.PassResult)
-    after = Model(after.ir)
-    assert_same(model, after)
-    return after
-
-
-def ops(model: Model) -> list[str]:
-    return [node.op_type for node in model.ir.graph.all_nodes()]
 
 
 class TestIdentities:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
+from onnx_ir.passes.common import InlinePass
 
+from trtkit import onnx_file
 from trtkit.errors import ModelError
 from trtkit.importers.caffe2 import from_caffe2, is_caffe2
 from trtkit.importers.keras import SUFFIXES as KERAS_FILES
@@ -73,12 +76,30 @@ def _from_file(path: Path, name: str | None) -> Model:
         near = sorted(p.name for p in path.parent.glob("*.onnx")) if path.parent.is_dir() else []
         hint = f" ONNX files in that folder: {', '.join(near[:5])}." if near else ""
         raise ModelError(f"No such file: {path}.{hint}")
-    proto = _parse(path.read_bytes(), str(path))
-    return _from_proto(proto, name or path.stem, str(path), base_dir=path.parent)
+    return _from_bytes(path.read_bytes(), name or path.stem, str(path), base_dir=path.parent)
 
 
-def _from_bytes(data: bytes, name: str | None, what: str) -> Model:
-    return _from_proto(_parse(data, what), name, what, base_dir=None)
+def _from_bytes(data: bytes, name: str | None, what: str, base_dir: Path | None = None) -> Model:
+    light, where = onnx_file.split(data)
+    proto = _parse(light, what)
+    try:
+        weights = _stored_weights(proto, data, where)
+    except ModelError as error:
+        raise ModelError(f"{what}: {error}") from error
+    return _from_proto(proto, name, what, base_dir, weights)
+
+
+def _stored_weights(proto: onnx.ModelProto, data: bytes, where: Mapping[int, tuple[int, int]]) -> dict[str, ir.Tensor]:
+    """Tensors that look at a file's bytes, by name; those of odd types are put back into the message."""
+    found = {}
+    for place, (start, end) in where.items():
+        info = proto.graph.initializer[place]
+        if info.data_type not in ir.DataType._value2member_map_ or not onnx_file.whole_bytes(info.data_type):
+            info.raw_data = data[start:end]
+        else:
+            _check_length(info, end - start)
+            found[info.name] = onnx_file.tensor(info, data, start, end)
+    return found
 
 
 def _parse(data: bytes, what: str) -> onnx.ModelProto:
@@ -96,7 +117,14 @@ def _parse(data: bytes, what: str) -> onnx.ModelProto:
     return proto
 
 
-def _from_proto(proto: onnx.ModelProto, name: str | None, what: str, base_dir: Path | None) -> Model:
+def _from_proto(
+    proto: onnx.ModelProto,
+    name: str | None,
+    what: str,
+    base_dir: Path | None,
+    weights: Mapping[str, ir.Tensor] | None = None,
+) -> Model:
+    """A model from its message; `weights` are the values of initialisers that the message itself lacks."""
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=_TOO_OLD)
     try:
         if opset < _TOO_OLD:
@@ -105,6 +133,8 @@ def _from_proto(proto: onnx.ModelProto, name: str | None, what: str, base_dir: P
         _check(proto)
         _check_lengths(proto)
         model = ir.from_proto(proto)
+        for key, tensor in (weights or {}).items():
+            model.graph.initializers[key].const_value = tensor
     except ModelError as error:
         raise ModelError(f"{what}: {error}") from error
     except Exception as error:  # the checker, the converter and onnx_ir each raise errors of their own
@@ -133,9 +163,7 @@ def _check(proto: onnx.ModelProto) -> None:
                 f"node {node.name!r} uses the operator {node.op_type!r}, which ONNX (opset {standard}) does "
                 "not have. If it is a custom operator, its domain must say so."
             )
-    bare = onnx.ModelProto()
-    bare.CopyFrom(_without_weights(proto))
-    onnx.checker.check_model(bare)
+    onnx.checker.check_model(_without_weights(proto))
 
 
 def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -156,12 +184,17 @@ def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _check_lengths(proto: onnx.ModelProto) -> None:
     """Weights must hold as many bytes as their shape says; nothing else would notice until they are read."""
     for weight in proto.graph.initializer:
-        needed = (math.prod(weight.dims) * ir.DataType(weight.data_type).bitwidth + 7) // 8
-        if weight.HasField("raw_data") and len(weight.raw_data) != needed:
-            raise ModelError(
-                f"weight {weight.name!r} of shape {tuple(weight.dims)} has {len(weight.raw_data):,} bytes, and needs "
-                f"{needed:,}. The file is damaged; export it again."
-            )
+        if weight.HasField("raw_data"):
+            _check_length(weight, len(weight.raw_data))
+
+
+def _check_length(weight: onnx.TensorProto, length: int) -> None:
+    needed = (math.prod(weight.dims) * ir.DataType(weight.data_type).bitwidth + 7) // 8
+    if length != needed:
+        raise ModelError(
+            f"weight {weight.name!r} of shape {tuple(weight.dims)} has {length:,} bytes, and needs "
+            f"{needed:,}. The file is damaged; export it again."
+        )
 
 
 def _normalise_domain(model: ir.Model) -> None:
@@ -207,5 +240,5 @@ def _resolve_external_data(model: ir.Model, base_dir: Path | None, what: str) ->
 def _inlined(model: ir.Model) -> ir.Model:
     """Model-local functions replaced by their bodies, so that passes and the fusion map see one flat graph."""
     if model.functions:
-        ir.passes.common.InlinePass()(model)
+        InlinePass()(model)
     return model

@@ -3,11 +3,17 @@
 | pass | rule |
 |---|---|
 | `identity.RemoveIdentities` | Identity, Dropout, Cast to the same type |
+| `branches.InlineBranches` | If with a constant condition, Loop that never turns |
+| `branches.DropUnusedOutputs` | outputs of If and Loop that nobody reads |
 | `constant_folding.FoldConstants` | compute what does not depend on the inputs |
+| `shape_folding.FoldShapes` | numbers picked from shapes that have names, too |
 | `static_reshape.StaticReshape` | shape arithmetic before a Reshape |
-| `noop_shape.RemoveNoOpShapes` | Reshape, Expand, Transpose that change nothing |
 | `batch_norm.FoldBatchNorm` | batch normalisation into the Conv or Gemm before it |
+| `noop_shape.RemoveNoOpShapes` | Reshape, Expand, Transpose, Pad, Slice, Split, Concat, Resize that change nothing |
+| `arithmetic.RemoveNeutralArithmetic` | x + 0, x * 1, x / 1, x ** 1 |
+| `consecutive.MergeConsecutive` | two Transposes, Reshapes, Squeezes or Casts in a row |
 | `dedup.ShareInitializers` | one of several equal weights |
+| `cse.ShareSubexpressions` | one of several nodes that compute the same |
 | `dead_code.RemoveDeadCode` | what no output depends on |
 """
 
@@ -19,22 +25,31 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from trtkit.model import Model, Step
+from trtkit.passes.arithmetic import RemoveNeutralArithmetic
 from trtkit.passes.batch_norm import FoldBatchNorm
-from trtkit.passes.common import Rewrite, infer_shapes, working_copy
+from trtkit.passes.branches import DropUnusedOutputs, InlineBranches
+from trtkit.passes.common import Rewrite, graphs_of, infer_shapes, working_copy
+from trtkit.passes.consecutive import MergeConsecutive
 from trtkit.passes.constant_folding import FoldConstants
+from trtkit.passes.cse import ShareSubexpressions
 from trtkit.passes.dead_code import RemoveDeadCode
 from trtkit.passes.dedup import ShareInitializers
 from trtkit.passes.identity import RemoveIdentities
+from trtkit.passes.inference import is_known
 from trtkit.passes.noop_shape import RemoveNoOpShapes
+from trtkit.passes.shape_folding import FoldShapes
 from trtkit.passes.static_reshape import StaticReshape
 
 __all__ = ["LEVELS", "MAX_ROUNDS", "optimize", "passes_of"]
 
-_CLEAN_UP = (RemoveNoOpShapes, ShareInitializers, RemoveDeadCode)
+_CLEAN_UP = (
+    RemoveNoOpShapes, RemoveNeutralArithmetic, MergeConsecutive, ShareInitializers, ShareSubexpressions,
+    DropUnusedOutputs, RemoveDeadCode,
+)  # fmt: skip
 LEVELS: dict[int, tuple[type[Rewrite], ...]] = {
     0: (),
-    1: (RemoveIdentities, *_CLEAN_UP),
-    2: (RemoveIdentities, FoldConstants, StaticReshape, FoldBatchNorm, *_CLEAN_UP),
+    1: (RemoveIdentities, InlineBranches, *_CLEAN_UP),
+    2: (RemoveIdentities, InlineBranches, FoldConstants, FoldShapes, StaticReshape, FoldBatchNorm, *_CLEAN_UP),
 }
 MAX_ROUNDS = 10  # every pass shrinks the graph or makes it simpler, so this is a guard, not a tuning knob
 
@@ -73,17 +88,42 @@ def optimize(model: Model, level: int = 2) -> Model:
     steps: list[Step] = []
     if passes and graph.functions:
         steps.append(_run(graph, InlinePass(), "inline functions", "ONNX functions written out"))
-    for _ in range(MAX_ROUNDS if passes else 0):
+    if passes:
+        steps += _to_fixpoint(graph, passes)
+    return Model(graph, model.name, history=(*model.history, *steps), origin=model.origin, precision=model.precision)
+
+
+def _to_fixpoint(graph: ir.Model, passes: tuple[Rewrite, ...]) -> list[Step]:
+    """Run the passes in turn until each has found nothing to do in the graph as it is."""
+    steps: list[Step] = []
+    idle: dict[Rewrite, int] = {}  # at how many steps a pass last found nothing to do
+    present = _infer(graph)
+    for _ in range(MAX_ROUNDS):
         before = len(steps)
         for rule in passes:
-            if isinstance(rule, StaticReshape | RemoveNoOpShapes):
-                infer_shapes(graph)
+            if idle.get(rule) == len(steps) or not (present & rule.ops if rule.ops else True):
+                continue
             step = _run(graph, rule, rule.title)
             if rule.done:
                 steps.append(step)
+                present = _operators(graph)
+            else:
+                idle[rule] = len(steps)
         if len(steps) == before:
             break
-    return Model(graph, model.name, history=(*model.history, *steps), origin=model.origin, precision=model.precision)
+        present = _infer(graph)
+    return steps
+
+
+def _infer(graph: ir.Model) -> set[str]:
+    """Infer shapes if some are not known; which operators there are."""
+    if not all(is_known(value) for node in graph.graph for value in node.outputs if value.name):
+        infer_shapes(graph)
+    return _operators(graph)
+
+
+def _operators(graph: ir.Model) -> set[str]:
+    return {node.op_type for each in graphs_of(graph.graph) for node in each}
 
 
 def _run(graph: ir.Model, rule: ir.passes.InPlacePass, title: str, detail: str = "") -> Step:
@@ -96,4 +136,4 @@ def _run(graph: ir.Model, rule: ir.passes.InPlacePass, title: str, detail: str =
 
 
 def _count(graph: ir.Model) -> int:
-    return sum(1 for _ in graph.graph.all_nodes())
+    return sum(map(len, graphs_of(graph.graph)))

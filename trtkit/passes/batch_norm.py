@@ -30,9 +30,10 @@ class FoldBatchNorm(Rewrite):
     """
 
     title = "fold batch norm"
+    ops = frozenset({"BatchNormalization"})
 
     def rewrite(self, node: ir.Node) -> str | None:
-        if node.op_type != "BatchNormalization" or not self._inference_mode(node):
+        if not self._inference_mode(node):
             return None
         linear = node.inputs[0].producer() if node.inputs[0] is not None else None
         if linear is None or linear.op_type not in _LINEAR or linear.domain != "" or linear.graph is not node.graph:
@@ -41,7 +42,7 @@ class FoldBatchNorm(Rewrite):
         if folded is None or not replace(node.outputs[0], linear.outputs[0]):
             return None
         remove(node)
-        _set_weights(linear, *folded)
+        _set_weights(linear, *folded, self.names)
         return f"BatchNormalization into {linear.op_type}"
 
     def _inference_mode(self, node: ir.Node) -> bool:
@@ -85,23 +86,23 @@ def _along_channels(linear: ir.Node, weight: np.ndarray, scale: np.ndarray) -> n
     return np.repeat(scale.reshape(groups, -1), weight.shape[0] // groups, axis=0).reshape(weight.shape[0], -1, *ones)
 
 
-def _set_weights(linear: ir.Node, weight: np.ndarray, bias: np.ndarray) -> None:
+def _set_weights(linear: ir.Node, weight: np.ndarray, bias: np.ndarray, names: Names) -> None:
     graph = linear.graph
     assert graph is not None and linear.inputs[1] is not None
     old_bias = linear.inputs[2] if len(linear.inputs) > 2 else None
     linear.resize_inputs(3)
-    _set_input(linear, 1, weight, linear.inputs[1])
-    _set_input(linear, 2, bias, old_bias)
+    _set_input(linear, 1, weight, linear.inputs[1], names)
+    _set_input(linear, 2, bias, old_bias, names)
     if linear.op_type == "Gemm":
         linear.attributes.pop("beta", None)
 
 
-def _set_input(linear: ir.Node, position: int, data: np.ndarray, old: ir.Value | None) -> None:
+def _set_input(linear: ir.Node, position: int, data: np.ndarray, old: ir.Value | None, names: Names) -> None:
     """Write a weight in place if this node alone reads it (the name stays), else beside it."""
     if old is not None and old.is_initializer() and single_use(old) and old.graph is linear.graph:
         old.const_value = ir.Tensor(data, name=old.name)
         old.shape = ir.Shape(data.shape)
         return
     assert linear.graph is not None
-    name = Names(linear.graph).fresh(f"{linear.name}.{'bias' if position == 2 else 'weight'}")
+    name = names.fresh(f"{linear.name}.{'bias' if position == 2 else 'weight'}")
     linear.replace_input_with(position, initializer(linear.graph, name, data))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterable
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
-from trtkit.graph.shapes import drop_large_weights
+from trtkit.graph.shapes import bodies, graphs_of
 from trtkit.model import Model
+from trtkit.passes.inference import infer_shapes
 
-log = logging.getLogger(__name__)
+__all__ = [
+    "Dims", "Names", "Rewrite", "array", "bodies", "constant", "dims", "graphs_of", "infer_shapes", "initializer",
+    "is_used", "remove", "replace", "single_use", "working_copy",
+]  # fmt: skip
 
 Dims = tuple[int | str | None, ...]  # a number, the name of a symbolic dimension, or None where nothing is known
 
@@ -30,23 +33,37 @@ class Rewrite(ir.passes.InPlacePass):
     """
 
     title: ClassVar[str]
+    ops: ClassVar[frozenset[str]] = frozenset()  # operators that the rule is about; empty: all of them
 
     def __init__(self) -> None:
         self.done: Counter[str] = Counter()
         self.opset = 0
+        self._root: ir.Graph | None = None
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        self.done = Counter()
-        self.opset = model.opset_imports.get("", 0)
-        for graph in tuple(model.graphs()):
+        self._begin(model)
+        for graph in graphs_of(model.graph):
             self.visit(graph)
         return ir.passes.PassResult(model, modified=bool(self.done))
 
+    def _begin(self, model: ir.Model) -> None:
+        self.done = Counter()
+        self.opset = model.opset_imports.get("", 0)
+        self._root = model.graph
+        self.__dict__.pop("names", None)
+
     def visit(self, graph: ir.Graph) -> None:
         """Offer every node to `rewrite`, in topological order; nodes may be removed on the way."""
+        ops = self.ops
         for node in graph:
-            if node.domain == "" and (what := self.rewrite(node)):
+            if (not ops or node.op_type in ops) and node.domain == "" and (what := self.rewrite(node)):
                 self.done[what] += 1
+
+    @cached_property
+    def names(self) -> Names:
+        """All names of the model, collected once a run and only if a rule needs a new one."""
+        assert self._root is not None
+        return Names(self._root)
 
     def rewrite(self, node: ir.Node) -> str | None:
         """Apply the rule to one node: what was done in a few words, or None when the rule does not hold."""
@@ -104,6 +121,11 @@ def remove(nodes: ir.Node | Iterable[ir.Node]) -> None:
         node.graph.remove(node, safe=True)
 
 
+def is_used(value: ir.Value) -> bool:
+    """Whether a node reads the value or a graph gives it out."""
+    return value.is_graph_output() or bool(value._uses)  # uses() makes a tuple of what may be thousands
+
+
 class Names:
     """The names of all values and nodes in a graph and in the bodies inside it, and new ones beside them.
 
@@ -115,7 +137,7 @@ class Names:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.taken: set[str | None] = set()
-        for each in (graph, *graph.subgraphs()):
+        for each in graphs_of(graph):
             self.taken.update(value.name for value in (*each.inputs, *each.initializers.values()))
             for node in each:
                 self.taken.add(node.name)
@@ -141,7 +163,7 @@ def initializer(graph: ir.Graph, name: str, data: np.ndarray, dtype: ir.DataType
 
 def single_use(value: ir.Value) -> bool:
     """Whether exactly one node reads the value, once, and no graph gives it out."""
-    return len(value.uses()) == 1 and not value.is_graph_output()
+    return len(value._uses) == 1 and not value.is_graph_output()  # see is_used
 
 
 def dims(value: ir.Value | None) -> Dims | None:
@@ -164,31 +186,3 @@ def working_copy(model: Model) -> ir.Model:
             if value.is_initializer():
                 graph.graph.inputs.remove(value)
     return graph
-
-
-def infer_shapes(model: ir.Model) -> None:
-    """Add the types and shapes that ONNX's inference finds out to those that the graph states already.
-
-    Inference needs one protobuf message of less than 2 GB, so it gets a copy whose large weights are inputs.
-    """
-    light = model.clone()
-    drop_large_weights(light.graph)
-    try:
-        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(light), data_prop=True))
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
-        log.debug("no shapes inferred: %s", error)
-        return
-    for graph, found in zip(model.graphs(), inferred.graphs(), strict=True):
-        known = {value.name: value for node in found for value in node.outputs}
-        for node in graph:
-            for value in node.outputs:
-                if value.name in known:
-                    _merge(value, known[value.name])
-
-
-def _merge(value: ir.Value, found: ir.Value) -> None:
-    value.type = value.type or found.type
-    try:
-        value.merge_shapes(found.shape)
-    except ValueError as error:
-        log.debug("%s is stated and inferred with different shapes: %s", value.name, error)

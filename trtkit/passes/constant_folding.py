@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+from onnx.reference.ops import load_op
 
 from trtkit.graph.shapes import has_body
 from trtkit.passes.common import Rewrite, array, constant, initializer, remove, replace
+from trtkit.passes.inference import infer_onwards, output_types
 
 log = logging.getLogger(__name__)
 
 GROWTH_LIMIT = 1 << 20  # bytes a single folded node may add to the model
-_RANDOM = {
-    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout",
+RANDOM = {
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+    "Dropout",
 }
-_QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}  # int8 weights shall stay int8
+QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}  # int8 weights shall stay int8
 _DISPUTED = {"Resize", "DFT", "STFT", "Attention"}  # ONNX's reference and ONNX Runtime were seen to differ
-_NEVER = _RANDOM | _QUANTIZED | _DISPUTED
+_SIZED_BY_VALUES = {
+    "ConstantOfShape", "Expand", "Tile", "Range", "Pad", "OneHot", "Einsum", "EyeLike", "Col2Im", "MaxUnpool",
+    "Upsample", "HannWindow", "HammingWindow", "BlackmanWindow", "MelWeightMatrix", "CenterCropPad", "AffineGrid",
+}  # fmt: skip
+_FEW = 4096  # elements; an outer product of so many is below 4096 ** 2 / 4
+_NEVER = RANDOM | QUANTIZED | _DISPUTED
 
 
 class FoldConstants(Rewrite):
@@ -50,7 +66,9 @@ class FoldConstants(Rewrite):
         assert node.graph is not None
         for old, data in zip(node.outputs, results, strict=True):
             name, old.name = old.name or f"{node.name}_constant", f"{old.name}_folded"
-            replace(old, initializer(node.graph, name, data, old.dtype))
+            weight = initializer(node.graph, name, data, old.dtype)
+            replace(old, weight)
+            infer_onwards((reader for reader, _ in weight.uses()), self.opset)
         remove(node)
         return "Constant made weights" if node.op_type == "Constant" else f"{node.op_type} folded"
 
@@ -80,45 +98,71 @@ class FoldConstants(Rewrite):
         return self._compute(node, inputs)
 
     def _compute(self, node: ir.Node, inputs: dict[str, np.ndarray]) -> list[np.ndarray] | None:
+        arguments = [None if value is None else inputs[value.name or ""] for value in node.inputs]
         try:
+            operator = _operator(node.op_type, self.opset)
             with np.errstate(all="ignore"):
-                results = ReferenceEvaluator(ir.to_proto(node), opsets={"": self.opset}).run(None, inputs)
+                results = operator(ir.to_proto(node), {**_RUN, "opsets": {"": self.opset}}).run(*arguments)
         except Exception as error:  # noqa: BLE001  an operator may refuse in any way; then it stays in the graph
             log.debug("%s (%s) is constant but cannot be evaluated: %s", node.name, node.op_type, error)
             return None
         arrays = [np.asarray(result) for result in results]
         types = [value.dtype and value.dtype.numpy() for value in node.outputs]
-        return arrays if [result.dtype for result in arrays] == types else None
+        same = [result.dtype for result in arrays] == types
+        return arrays if same and self._room(node, [result.nbytes for result in arrays]) else None
 
     def _fits(self, node: ir.Node, inputs: dict[str, np.ndarray]) -> bool:
-        """Whether the outputs' sizes are known and small; writes the types found into the outputs."""
-        types = self._output_types(node, inputs)
-        dying = {v for v in node.inputs if v and set(v.consumers()) == {node} and not v.is_graph_output()}
-        growth = -sum(tensor.nbytes for value in dying if (tensor := constant(value)) is not None)
-        for value in node.outputs:
-            found = types.get(value.name or "")
-            if found is None or not found.HasField("tensor_type") or not found.tensor_type.HasField("shape"):
-                return False
-            if not all(d.HasField("dim_value") for d in found.tensor_type.shape.dim):
-                return False
-            dtype = value.dtype = ir.DataType(found.tensor_type.elem_type)
-            growth += int(dtype.itemsize * math.prod(d.dim_value for d in found.tensor_type.shape.dim))
-        return growth <= GROWTH_LIMIT
+        """Whether the outputs' sizes are known and small; writes the types found into the outputs.
 
-    def _output_types(self, node: ir.Node, inputs: dict[str, np.ndarray]) -> dict[str, onnx.TypeProto]:
-        tensors = {name: onnx.numpy_helper.from_array(data, name) for name, data in inputs.items() if data.size <= 64}
-        types = {
-            name: onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(data.dtype), data.shape)
-            for name, data in inputs.items()
-        }
-        try:
-            schema = onnx.defs.get_schema(node.op_type, self.opset, node.domain)
-            return onnx.shape_inference.infer_node_outputs(
-                schema, ir.to_proto(node), types, tensors, opset_imports=[onnx.helper.make_opsetid("", self.opset)]
-            )
-        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError) as error:
-            log.debug("%s (%s): %s", node.name, node.op_type, error)
-            return {}
+        What is stated in the graph is not believed: it could be wrong, on purpose even, and the result enormous.
+        """
+        if self._small_anyway(node, inputs):
+            return True
+        types = output_types(node, self.opset)
+        return all(_take_type(value, types.get(value.name or "")) for value in node.outputs) and self._room(
+            node, [_nbytes(value) for value in node.outputs]
+        )
+
+    @staticmethod
+    def _small_anyway(node: ir.Node, inputs: dict[str, np.ndarray]) -> bool:
+        """A few numbers cannot make many, unless the operator takes them for sizes."""
+        typed = all(isinstance(value.type, ir.TensorType) for value in node.outputs)
+        return typed and node.op_type not in _SIZED_BY_VALUES and sum(map(np.size, inputs.values())) <= _FEW
+
+    @staticmethod
+    def _room(node: ir.Node, sizes: list[int]) -> bool:
+        """Whether results of so many bytes do not grow the model too much; weights that die with the node count."""
+        growth = sum(sizes)
+        if growth <= GROWTH_LIMIT:
+            return True
+        dying = {v for v in node.inputs if v and not v.is_graph_output() and {n for n, _ in v.uses()} == {node}}
+        return growth - sum(tensor.nbytes for v in dying if (tensor := constant(v)) is not None) <= GROWTH_LIMIT
+
+
+_RUN = {"log": lambda *_: None, "verbose": 0, "new_ops": None, "evaluator_cls": ReferenceEvaluator}
+
+
+@cache
+def _operator(name: str, opset: int) -> Callable[..., OpRun]:
+    """ONNX's reference implementation of an operator as of an opset."""
+    operator: Callable[..., OpRun] = load_op("", name, opset, evaluator_cls=ReferenceEvaluator)
+    return operator
+
+
+def _nbytes(value: ir.Value) -> int:
+    assert value.dtype is not None and value.shape is not None
+    return math.ceil(value.dtype.itemsize * math.prod(value.shape.numpy()))
+
+
+def _take_type(value: ir.Value, found: onnx.TypeProto | None) -> bool:
+    """Write an inferred type into a value; False where it is no tensor of a known size."""
+    if found is None or not found.HasField("tensor_type") or not found.tensor_type.HasField("shape"):
+        return False
+    if not all(d.HasField("dim_value") for d in found.tensor_type.shape.dim):
+        return False
+    value.dtype = ir.DataType(found.tensor_type.elem_type)
+    value.shape = ir.Shape([d.dim_value for d in found.tensor_type.shape.dim])
+    return True
 
 
 def _known_shape(node: ir.Node) -> list[int] | None:

@@ -26,7 +26,7 @@ class ShareInitializers(Rewrite):
             if tensor is None or tensor.dtype == ir.DataType.STRING or value.is_graph_output():
                 continue
             data = tensor.numpy()
-            key = (tensor.dtype, data.shape, data.flat[:64].tobytes())
+            key = (tensor.dtype, data.shape, data.flat[: 64 // data.itemsize].tobytes())
             twin = next((first for first, other in alike.get(key, ()) if _equal_bytes(data, other)), None)
             if twin is None:
                 alike.setdefault(key, []).append((value, data))

@@ -22,6 +22,7 @@ class RemoveIdentities(Rewrite):
     """
 
     title = "remove identities"
+    ops = frozenset({"Identity", "Dropout", "Cast", "CastLike"})
 
     def rewrite(self, node: ir.Node) -> str | None:
         if node.op_type == "CastLike" and not self._is_identity(node):

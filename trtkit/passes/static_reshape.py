@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from trtkit.passes.common import Dims, Names, Rewrite, constant, dims, initializer
+from trtkit.passes.common import Dims, Rewrite, constant, dims, initializer
 
 
 class StaticReshape(Rewrite):
@@ -24,14 +24,15 @@ class StaticReshape(Rewrite):
     """
 
     title = "static reshape"
+    ops = frozenset({"Reshape"})
 
     def rewrite(self, node: ir.Node) -> str | None:
-        if node.op_type != "Reshape" or self.opset < 5 or constant(node.inputs[1]) is not None:
+        if self.opset < 5 or constant(node.inputs[1]) is not None:
             return None
         target = self._target(dims(node.inputs[0]), dims(node.outputs[0]))
         if target is None or node.graph is None:
             return None
-        name = Names(node.graph).fresh(f"{node.name}_shape")
+        name = self.names.fresh(f"{node.name}_shape")
         node.replace_input_with(1, initializer(node.graph, name, np.array(target, np.int64)))
         node.attributes.pop("allowzero", None)
         return "Reshape made static"
