@@ -19,7 +19,7 @@ from trtkit.errors import ModelError
 from trtkit.importers.caffe2 import from_caffe2, is_caffe2
 from trtkit.importers.keras import SUFFIXES as KERAS_FILES
 from trtkit.importers.keras import from_keras, from_keras_file, is_keras
-from trtkit.model import Model
+from trtkit.model import Model, collection_paused
 
 _TOO_OLD = 13  # explicit per-channel Q/DQ came with opset 13; older files are lifted by ONNX's own converter
 
@@ -79,6 +79,7 @@ def _from_file(path: Path, name: str | None) -> Model:
     return _from_bytes(path.read_bytes(), name or path.stem, str(path), base_dir=path.parent)
 
 
+@collection_paused()
 def _from_bytes(data: bytes, name: str | None, what: str, base_dir: Path | None = None) -> Model:
     light, where = onnx_file.split(data)
     proto = _parse(light, what)

@@ -24,7 +24,7 @@ import time
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from trtkit.model import Model, Step
+from trtkit.model import Model, Step, collection_paused
 from trtkit.passes.arithmetic import RemoveNeutralArithmetic
 from trtkit.passes.batch_norm import FoldBatchNorm
 from trtkit.passes.branches import DropUnusedOutputs, InlineBranches
@@ -35,7 +35,7 @@ from trtkit.passes.cse import ShareSubexpressions
 from trtkit.passes.dead_code import RemoveDeadCode
 from trtkit.passes.dedup import ShareInitializers
 from trtkit.passes.identity import RemoveIdentities
-from trtkit.passes.inference import is_known
+from trtkit.passes.inference import infer_missing
 from trtkit.passes.noop_shape import RemoveNoOpShapes
 from trtkit.passes.shape_folding import FoldShapes
 from trtkit.passes.static_reshape import StaticReshape
@@ -65,6 +65,7 @@ def passes_of(level: int) -> tuple[Rewrite, ...]:
     return tuple(rule() for rule in LEVELS[level])
 
 
+@collection_paused()
 def optimize(model: Model, level: int = 2) -> Model:
     """Make the graph smaller without changing what it computes.
 
@@ -97,7 +98,8 @@ def _to_fixpoint(graph: ir.Model, passes: tuple[Rewrite, ...]) -> list[Step]:
     """Run the passes in turn until each has found nothing to do in the graph as it is."""
     steps: list[Step] = []
     idle: dict[Rewrite, int] = {}  # at how many steps a pass last found nothing to do
-    present = _infer(graph)
+    infer_shapes(graph)
+    present = _operators(graph)
     for _ in range(MAX_ROUNDS):
         before = len(steps)
         for rule in passes:
@@ -111,15 +113,8 @@ def _to_fixpoint(graph: ir.Model, passes: tuple[Rewrite, ...]) -> list[Step]:
                 idle[rule] = len(steps)
         if len(steps) == before:
             break
-        present = _infer(graph)
+        infer_missing(graphs_of(graph.graph), graph.opset_imports.get("", 0))
     return steps
-
-
-def _infer(graph: ir.Model) -> set[str]:
-    """Infer shapes if some are not known; which operators there are."""
-    if not all(is_known(value) for node in graph.graph for value in node.outputs if value.name):
-        infer_shapes(graph)
-    return _operators(graph)
 
 
 def _operators(graph: ir.Model) -> set[str]:
@@ -129,8 +124,9 @@ def _operators(graph: ir.Model) -> set[str]:
 def _run(graph: ir.Model, rule: ir.passes.InPlacePass, title: str, detail: str = "") -> Step:
     """Run one pass and clear away what it made dead, so that a Step tells all that the pass was good for."""
     before, start = _count(graph), time.perf_counter()
-    if rule(graph).modified:
-        RemoveDeadCode()(graph)
+    if not rule(graph).modified:
+        return Step(title, "", before, before, 0.0)
+    RemoveDeadCode()(graph)
     detail = detail or (rule.detail if isinstance(rule, Rewrite) else "")
     return Step(title, detail, before, _count(graph), time.perf_counter() - start)
 

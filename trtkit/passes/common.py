@@ -54,9 +54,9 @@ class Rewrite(ir.passes.InPlacePass):
 
     def visit(self, graph: ir.Graph) -> None:
         """Offer every node to `rewrite`, in topological order; nodes may be removed on the way."""
-        ops = self.ops
+        ops, rewrite = self.ops, self.rewrite
         for node in graph:
-            if (not ops or node.op_type in ops) and node.domain == "" and (what := self.rewrite(node)):
+            if (not ops or node.op_type in ops) and node.domain == "" and (what := rewrite(node)):
                 self.done[what] += 1
 
     @cached_property
@@ -179,7 +179,7 @@ def working_copy(model: Model) -> ir.Model:
     Before IR version 4 every weight had to be listed as an input, too; these are dropped from the inputs, since nobody
     meant them to be overridden. (`Model.inputs` does not show them either.)
     """
-    graph = model.copy().ir
+    graph = model.ir.clone()
     if graph.ir_version < 4:
         graph.ir_version = 4
         for value in tuple(graph.graph.inputs):

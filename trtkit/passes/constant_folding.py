@@ -16,7 +16,7 @@ from onnx.reference.ops import load_op
 
 from trtkit.graph.shapes import has_body
 from trtkit.passes.common import Rewrite, array, constant, initializer, remove, replace
-from trtkit.passes.inference import infer_onwards, output_types
+from trtkit.passes.inference import infer_readers, output_types
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class FoldConstants(Rewrite):
             name, old.name = old.name or f"{node.name}_constant", f"{old.name}_folded"
             weight = initializer(node.graph, name, data, old.dtype)
             replace(old, weight)
-            infer_onwards((reader for reader, _ in weight.uses()), self.opset)
+            infer_readers(weight, self.opset)
         remove(node)
         return "Constant made weights" if node.op_type == "Constant" else f"{node.op_type} folded"
 
@@ -102,7 +102,7 @@ class FoldConstants(Rewrite):
         try:
             operator = _operator(node.op_type, self.opset)
             with np.errstate(all="ignore"):
-                results = operator(ir.to_proto(node), {**_RUN, "opsets": {"": self.opset}}).run(*arguments)
+                results = operator(ir.serde.serialize_node(node), {**_RUN, "opsets": {"": self.opset}}).run(*arguments)
         except Exception as error:  # noqa: BLE001  an operator may refuse in any way; then it stays in the graph
             log.debug("%s (%s) is constant but cannot be evaluated: %s", node.name, node.op_type, error)
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from trtkit.onnx_file import without_weights
 
 log = logging.getLogger(__name__)
 
+_SCALED = {"Resize", "Upsample"}  # whose sizes follow from floating-point numbers
 _SMALL = 64  # elements; larger constants are no shapes, and inference is given their type alone
 
 
@@ -77,13 +78,51 @@ def _learn(graph: ir.Graph, found: onnx.GraphProto) -> None:
 
 def _merge(value: ir.Value, found: onnx.TypeProto) -> bool:
     """Add a type and a shape to what is stated of a value; whether that told anything new."""
-    before = (value.type, None if value.shape is None else tuple(value.shape))
-    value.type = value.type or ir.serde.deserialize_type_proto_for_type(found)
-    try:
-        value.merge_shapes(ir.serde.deserialize_type_proto_for_shape(found))
-    except ValueError as error:
-        log.debug("%s is stated and inferred with different shapes: %s", value.name, error)
-    return before != (value.type, None if value.shape is None else tuple(value.shape))
+    new = value.type is None
+    if new:
+        value.type = ir.serde.deserialize_type_proto_for_type(found)
+    kind = found.WhichOneof("value")
+    if kind != "tensor_type":
+        shape = ir.serde.deserialize_type_proto_for_shape(found)
+        return learn_shape(value, None if shape is None else [_plain(d) for d in shape]) or new
+    if not found.tensor_type.HasField("shape"):
+        return new
+    told = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in found.tensor_type.shape.dim]
+    return learn_shape(value, told) or new
+
+
+def learn_shape(value: ir.Value, told: Sequence[int | str | None] | None) -> bool:
+    """Add to what is stated of a value's shape; whether that told anything new.
+
+    A number is better than a name, a name better than one that inference made up, and that better than nothing. What is
+    stated and contradicts stays as it is: whoever runs the graph will complain.
+    """
+    if told is None:
+        return False
+    if value.shape is None:
+        value.shape = ir.Shape(told)
+        return True
+    have = [_plain(d) for d in value.shape]
+    if len(have) != len(told) or any(
+        isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(have, told, strict=True)
+    ):
+        log.debug("%s is stated as %s and inferred as %s", value.name, have, told)
+        return False
+    best = [b if _rank(b) > _rank(a) else a for a, b in zip(have, told, strict=True)]
+    if best != have:
+        value.shape = ir.Shape(best)
+    return best != have
+
+
+def _plain(dim: int | ir.SymbolicDim) -> int | str | None:
+    return dim if isinstance(dim, int) else dim.value
+
+
+def _rank(dim: int | str | None) -> int:
+    """How much is known of a dimension."""
+    if dim is None:
+        return 0
+    return 3 if isinstance(dim, int) else 1 if dim.startswith("unk__") else 2
 
 
 def infer_node(node: ir.Node, opset: int) -> bool:
@@ -96,6 +135,22 @@ def infer_node(node: ir.Node, opset: int) -> bool:
     found = output_types(node, opset)
     told = [_merge(value, found[value.name]) for value in node.outputs if value.name and value.name in found]
     return any(told)
+
+
+def infer_readers(value: ir.Value, opset: int) -> None:
+    """Infer the readers of a value that has become a constant, where its numbers may say something about shapes."""
+    small = value.const_value is not None and value.const_value.size <= _SMALL
+    whole = value.dtype in (ir.DataType.INT64, ir.DataType.INT32)
+    readers = dict.fromkeys(reader for reader, _ in value.uses())
+    if small:
+        infer_onwards((reader for reader in readers if whole or reader.op_type in _SCALED), opset)
+
+
+def infer_missing(graphs: Iterable[ir.Graph], opset: int) -> None:
+    """Infer nodes of whose outputs type or rank is missing: those that passes made."""
+    for graph in graphs:
+        lacking = [n for n in graph if any(v.name and (v.shape is None or v.type is None) for v in n.outputs)]
+        infer_onwards(lacking, opset)
 
 
 def infer_onwards(nodes: Iterable[ir.Node], opset: int) -> None:
@@ -127,7 +182,9 @@ def output_types(node: ir.Node, opset: int) -> dict[str, onnx.TypeProto]:
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, "")
         imports = [onnx.helper.make_opsetid("", opset)]
-        return onnx.shape_inference.infer_node_outputs(schema, ir.to_proto(node), types, small, opset_imports=imports)
+        return onnx.shape_inference.infer_node_outputs(
+            schema, ir.serde.serialize_node(node), types, small, opset_imports=imports
+        )
     except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, KeyError, ValueError) as error:
         log.debug("%s (%s): %s", node.name, node.op_type, error)
         return {}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
 from trtkit.passes.common import Dims, Rewrite, constant, dims, initializer, remove, replace
-from trtkit.passes.inference import infer_onwards, is_known
+from trtkit.passes.inference import infer_onwards, infer_readers, is_known, learn_shape
 from trtkit.passes.noop_shape import numbers
 
 _LONGEST = 64  # elements; nothing with more is a shape
@@ -64,7 +67,7 @@ class FoldShapes(Rewrite):
         weight = initializer(graph, name, data)
         replace(out, weight)
         remove(node)
-        infer_onwards((reader for reader, _ in weight.uses()), self.opset)
+        infer_readers(weight, self.opset)
 
     def value_of(self, value: ir.Value | None) -> Dims | None:
         """The numbers in a small integer tensor, or what is noted of them; a scalar counts as one number."""
@@ -99,17 +102,30 @@ class FoldShapes(Rewrite):
         after = _reshaped(node, before, target) if node.op_type == "Reshape" else _expanded(before, target)
         if after is None:
             return
-        try:
-            out.merge_shapes(ir.Shape(after))
-        except ValueError:
-            return  # what is stated contradicts: leave it to whoever runs the graph
-        infer_onwards((reader for reader, _ in out.uses()), self.opset)
+        if learn_shape(out, after):
+            infer_onwards((reader for reader, _ in out.uses()), self.opset)
 
 
 def _reshaped(node: ir.Node, before: Dims, target: Dims) -> list[int | str | None] | None:
     if 0 in target and ("allowzero" in node.attributes or len(before) < len(target)):
         return None
-    return [before[i] if d == 0 else None if d == -1 else d for i, d in enumerate(target)]
+    after = [before[i] if d == 0 else d for i, d in enumerate(target)]
+    return [_left_over(before, after) if d == -1 else d for d in after]
+
+
+def _left_over(before: Dims, after: Sequence[int | str | None]) -> int | str | None:
+    """What -1 stands for: the one dimension left when those that both shapes have are struck out, or a quotient."""
+    rest, others = list(before), [d for d in after if d != -1]
+    for d in tuple(others):
+        if d in rest and d is not None and d != 0:
+            rest.remove(d)
+            others.remove(d)
+    if not others and len(rest) == 1:
+        return rest[0]
+    if any(not isinstance(d, int) or d < 1 for d in (*rest, *others)):
+        return None
+    have, need = (math.prod(d for d in part if isinstance(d, int)) for part in (rest, others))
+    return have // need if have % need == 0 else None
 
 
 def _expanded(before: Dims, target: Dims) -> list[int | str | None] | None:
