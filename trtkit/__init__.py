@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trtkit.bench.compare import compare
+    from trtkit.compose.merge import merge
+    from trtkit.compose.multi_head import multi_head
+    from trtkit.compose.sklearn import append_sklearn
+    from trtkit.compose.split import split
+    from trtkit.compose.trunk import share_trunk
     from trtkit.engine.build import build
     from trtkit.engine.engine import open_engine
     from trtkit.importers import load
@@ -19,13 +24,32 @@ if TYPE_CHECKING:
     from trtkit.quant.qdq import quantize
 
 __version__ = "0.1.0"
-__all__ = ["autocast", "build", "compare", "load", "open_engine", "optimize", "quantize", "save"]
+__all__ = [
+    "append_sklearn",
+    "autocast",
+    "build",
+    "compare",
+    "load",
+    "merge",
+    "multi_head",
+    "open_engine",
+    "optimize",
+    "quantize",
+    "save",
+    "share_trunk",
+    "split",
+]
 
 _HOME = {
     "load": "trtkit.importers",
     "save": "trtkit.model",
     "optimize": "trtkit.passes",
     "autocast": "trtkit.quant.autocast",
+    "merge": "trtkit.compose.merge",
+    "split": "trtkit.compose.split",
+    "share_trunk": "trtkit.compose.trunk",
+    "multi_head": "trtkit.compose.multi_head",
+    "append_sklearn": "trtkit.compose.sklearn",
     "quantize": "trtkit.quant.qdq",
     "build": "trtkit.engine.build",
     "open_engine": "trtkit.engine.engine",

@@ -19,6 +19,7 @@ from trtkit.errors import ModelError
 from trtkit.importers.caffe2 import from_caffe2, is_caffe2
 from trtkit.importers.keras import SUFFIXES as KERAS_FILES
 from trtkit.importers.keras import from_keras, from_keras_file, is_keras
+from trtkit.importers.sklearn import from_sklearn, is_estimator
 from trtkit.model import Model, collection_paused
 
 _TOO_OLD = 13  # explicit per-channel Q/DQ came with opset 13; older files are lifted by ONNX's own converter
@@ -29,7 +30,8 @@ def load(source: Any, example_inputs: Any = None, *, name: str | None = None, dy
 
     Args:
         source: the path of an ONNX file, its bytes, an `onnx.ModelProto`, an `onnx_ir.Model`, a `torch.nn.Module`, a
-            Keras 3 model or the path of a .keras or .h5 file, or a folder with Caffe2's init_net.pb and predict_net.pb.
+            Keras 3 model or the path of a .keras or .h5 file, a folder with Caffe2's init_net.pb and predict_net.pb,
+            or a fitted estimator of scikit-learn.
         example_inputs: for a torch module: the tensors it is called with, a tuple, or a dict by argument name. For
             Keras only where the model does not say its input shapes; for Caffe2, whose files never do.
         name: what to call it; by default the file's or the class's name.
@@ -58,6 +60,8 @@ def load(source: Any, example_inputs: Any = None, *, name: str | None = None, dy
         return Model(source.clone(), name)
     if is_keras(source):  # before torch: on its torch backend a Keras model is a torch module, too
         return from_keras(source, example_inputs, name=name, dynamic_batch=dynamic_batch)
+    if is_estimator(source):
+        return from_sklearn(source, name=name)
     torch = sys.modules.get("torch")  # whoever holds a torch module has imported torch
     if torch is not None and isinstance(source, torch.nn.Module):
         from trtkit.importers.torch import from_torch
@@ -65,7 +69,8 @@ def load(source: Any, example_inputs: Any = None, *, name: str | None = None, dy
         return from_torch(source, example_inputs, name=name, dynamic_batch=dynamic_batch)
     raise ModelError(
         f"Cannot load a {type(source).__module__}.{type(source).__name__}. Give the path of an ONNX file, "
-        "its bytes, an onnx.ModelProto, an onnx_ir.Model, a torch.nn.Module with example inputs, or a Keras model."
+        "its bytes, an onnx.ModelProto, an onnx_ir.Model, a torch.nn.Module with example inputs, a Keras model or a "
+        "fitted estimator."
     )
 
 
