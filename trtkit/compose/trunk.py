@@ -17,10 +17,11 @@ def share_trunk(
 ) -> Model:
     """Merge models and compute once what they compute alike: fine-tuned copies of one backbone get one trunk.
 
-    This is common-subexpression elimination on the merged graph. A node that has the same operator, the same attributes
-    and the same inputs as one seen before gives the same values, so its readers may read those; then its readers can turn out alike, and so on:
-    the common trunk grows from the shared input to the first weights that differ. Weights count as the same when they
-    are equal to the bit, which fine-tuning with a frozen backbone leaves them.
+    This is common-subexpression elimination on the merged graph. A node that has the same operator, the same
+    attributes and the same inputs as one seen before gives the same values, so its readers may read those; then its
+    readers can turn out alike, and so on: the common trunk grows from the shared input to the first weights that
+    differ. Weights count as the same when they are equal to the bit, which fine-tuning with a frozen backbone
+    leaves them.
 
     Returns:
         One model; its last Step says how many nodes are shared. That may be none.
