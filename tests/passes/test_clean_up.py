@@ -19,6 +19,7 @@ from trtkit.passes.cse import ShareSubexpressions
 from trtkit.passes.dead_code import RemoveDeadCode
 from trtkit.passes.inference import infer_node, infer_onwards, is_known
 from trtkit.passes.noop_shape import RemoveNoOpShapes
+from trtkit.passes.sequences import SplitSequences
 from trtkit.passes.shape_folding import FoldShapes
 from trtkit.passes.static_reshape import StaticReshape
 
@@ -355,6 +356,41 @@ class TestBranches:
             (int64 i, bool c, float[n, 4] s, float[n, 4] t) => (bool c2, float[n, 4] s2, float[n, 4] t2) {
             c2 = Identity(c)  s2 = Tanh(s)  t2 = Add(t, s) }>""")
         assert not DropUnusedOutputs()(model.ir).modified
+
+
+class TestSequences:
+    @pytest.mark.parametrize("sizes", ["int64 s = {2}", "int64[2] s = {2, 2}"])
+    def test_parts_of_a_split(self, sizes: str) -> None:
+        model = parse(f"""{sizes}, int64 i = {{0}}, int64 j = {{-1}} | q = SplitToSequence <axis = -1> (x, s)
+            a = SequenceAt(q, i) b = SequenceAt(q, j) y = Concat <axis = 1> (b, a)""")
+        after = apply(model, SplitSequences, RemoveDeadCode)
+        assert ops(after) == ["Split", "Concat"]
+        assert not any(value.name == "q" for node in after.ir.graph for value in node.outputs)
+
+    def test_a_last_part_that_is_shorter(self) -> None:
+        model = parse("int64 s = {3}, int64 i = {1} | q = SplitToSequence <axis = 1> (x, s) y = SequenceAt(q, i)",
+                      outputs="float[n, 1] y")  # fmt: skip
+        assert ops(apply(model, SplitSequences)) == ["Split"]
+
+    @pytest.mark.parametrize("body", [
+        "int64 s = {2}, int64 i = {0} | q = SplitToSequence <axis = 0> (x, s) a = SequenceAt(q, i) y = Neg(a)",
+        "int64 i = {0} | q = SplitToSequence <axis = 1> (x) a = SequenceAt(q, i) y = Neg(a)",
+        "int64 s = {2}, int64 i = {0} | q = SplitToSequence <axis = 1> (x, s) y = ConcatFromSequence <axis = 1> (q)",
+    ])  # fmt: skip
+    def test_stays(self, body: str) -> None:
+        model = parse(body, outputs="float[n, k] y")
+        assert not SplitSequences()(model.ir).modified
+
+    def test_a_part_taken_twice_or_given_out_by_a_body(self) -> None:
+        body = """int64 s = {2}, int64 i = {0} | q = SplitToSequence <axis = 1> (x, s)
+            y = SequenceAt(q, i) z = SequenceAt(q, i)"""
+        model = parse(body, outputs="float[n, 2] y, float[n, 2] z")
+        assert not SplitSequences()(model.ir).modified
+        inside = parse("""int64 s = {2}, int64 i = {0}, int64 j = {1} | q = SplitToSequence <axis = 1> (x, s)
+            y = If (c) <then_branch = t () => (float[n, 2] r) { r = SequenceAt(q, i) },
+                        else_branch = e () => (float[n, 2] u) { v = SequenceAt(q, j)  u = Neg(v) }>""",
+            "float[n, 4] x, bool c", "float[n, 2] y")  # fmt: skip
+        assert ops(apply(inside, SplitSequences)) == ["Split", "If", "Identity", "Neg"]
 
 
 class TestShapeFolding:

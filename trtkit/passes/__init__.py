@@ -11,6 +11,7 @@
 | `batch_norm.FoldBatchNorm` | batch normalisation into the Conv or Gemm before it |
 | `noop_shape.RemoveNoOpShapes` | Reshape, Expand, Transpose, Pad, Slice, Split, Concat, Resize that change nothing |
 | `arithmetic.RemoveNeutralArithmetic` | x + 0, x * 1, x / 1, x ** 1 |
+| `sequences.SplitSequences` | parts taken from a sequence made by splitting |
 | `consecutive.MergeConsecutive` | two Transposes, Reshapes, Squeezes or Casts in a row |
 | `dedup.ShareInitializers` | one of several equal weights |
 | `cse.ShareSubexpressions` | one of several nodes that compute the same |
@@ -37,20 +38,24 @@ from trtkit.passes.dedup import ShareInitializers
 from trtkit.passes.identity import RemoveIdentities
 from trtkit.passes.inference import infer_missing
 from trtkit.passes.noop_shape import RemoveNoOpShapes
+from trtkit.passes.sequences import SplitSequences
 from trtkit.passes.shape_folding import FoldShapes
 from trtkit.passes.static_reshape import StaticReshape
 
 __all__ = ["LEVELS", "MAX_ROUNDS", "optimize", "passes_of"]
 
 _CLEAN_UP = (
-    RemoveNoOpShapes, RemoveNeutralArithmetic, MergeConsecutive, ShareInitializers, ShareSubexpressions,
+    RemoveNoOpShapes, RemoveNeutralArithmetic, SplitSequences, MergeConsecutive, ShareInitializers, ShareSubexpressions,
     DropUnusedOutputs, RemoveDeadCode,
 )  # fmt: skip
 LEVELS: dict[int, tuple[type[Rewrite], ...]] = {
     0: (),
     1: (RemoveIdentities, InlineBranches, *_CLEAN_UP),
-    2: (RemoveIdentities, InlineBranches, FoldConstants, FoldShapes, StaticReshape, FoldBatchNorm, *_CLEAN_UP),
-}
+    2: (
+        RemoveIdentities, InlineBranches, ShareSubexpressions, FoldConstants, FoldShapes, StaticReshape, FoldBatchNorm,
+        *_CLEAN_UP,
+    ),
+}  # fmt: skip
 MAX_ROUNDS = 10  # every pass shrinks the graph or makes it simpler, so this is a guard, not a tuning knob
 
 

@@ -116,7 +116,7 @@ class FoldConstants(Rewrite):
 
         What is stated in the graph is not believed: it could be wrong, on purpose even, and the result enormous.
         """
-        if self._small_anyway(node, inputs):
+        if self._small_anyway(node, inputs) or _expands_little(node, inputs):
             return True
         types = output_types(node, self.opset)
         return all(_take_type(value, types.get(value.name or "")) for value in node.outputs) and self._room(
@@ -147,6 +147,16 @@ def _operator(name: str, opset: int) -> Callable[..., OpRun]:
     """ONNX's reference implementation of an operator as of an opset."""
     operator: Callable[..., OpRun] = load_op("", name, opset, evaluator_cls=ReferenceEvaluator)
     return operator
+
+
+def _expands_little(node: ir.Node, inputs: dict[str, np.ndarray]) -> bool:
+    """Whether an Expand, of which exporters write two for each batch norm, makes few numbers of few."""
+    small = sum(map(np.size, inputs.values())) <= _FEW
+    if node.op_type != "Expand" or not small or not isinstance(node.outputs[0].type, ir.TensorType):
+        return False
+    target = inputs[node.inputs[1].name or ""] if node.inputs[1] is not None else np.zeros(0)
+    sizes = [int(size) for size in target.reshape(-1)[:16]]
+    return len(sizes) == target.size and min(sizes, default=0) >= 0 and math.prod(sizes) <= _FEW
 
 
 def _nbytes(value: ir.Value) -> int:
