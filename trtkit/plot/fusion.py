@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from matplotlib import pyplot as plt
 from matplotlib.patches import FancyBboxPatch, Polygon
 
-from trtkit.plot.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
+from trtkit.plot.operators import abbreviated, clipped, colour, families, ink
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,20 +18,9 @@ if TYPE_CHECKING:
     from trtkit.engine.fusion import FusionMap, NodeAccount
     from trtkit.engine.layers import Layer
 
-_FAMILIES = (  # colour, what it stands for, operators
-    (BLUE, "convolution", {"Conv", "ConvTranspose"}),
-    (PURPLE, "matrix product", {"Gemm", "MatMul", "Einsum", "Attention"}),
-    (ORANGE, "activation", {"Relu", "Clip", "Gelu", "Erf", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Softmax"}),
-    (GREEN, "normalisation, reduction, pooling", {"BatchNormalization", "LayerNormalization", "InstanceNormalization",
-     "ReduceMean", "ReduceSum", "ReduceMax", "GlobalAveragePool", "MaxPool", "AveragePool"}),
-    (YELLOW, "quantise, cast", {"QuantizeLinear", "DequantizeLinear", "Cast", "CastLike"}),
-    (SKY, "element by element", {"Add", "Sub", "Mul", "Div", "Sqrt", "Pow", "Exp", "Neg", "Where", "Min", "Max"}),
-)  # fmt: skip
-_OTHER = ("#C9CDD2", "moves or reads data, shapes")
 _CHAIN = 8  # node boxes in one row of the picture
 _PITCH = 1.36  # from one node box to the next
 _RIGHT = _CHAIN * _PITCH + 0.6  # where the kernels begin
-_SHORT = {"Normalization": "Norm", "Average": "Avg", "GlobalAvgPool": "GlobalPool", "Elements": "Elem", "Linear": ""}
 
 
 class _Row(NamedTuple):
@@ -151,7 +140,7 @@ def _draw_row(axis: Axes, row: _Row, y: float) -> None:
     middle, last = y + row.lines / 2, 0.0
     for i, op in enumerate(row.ops):
         line, column = divmod(i, _CHAIN)
-        _box(axis, column * _PITCH, y + line + 0.12, _PITCH - 0.08, 0.76, _colour(op), _abbreviated(op), 6.2)
+        _box(axis, column * _PITCH, y + line + 0.12, _PITCH - 0.08, 0.76, _colour(op), abbreviated(op), 6.2)
         last = max(last, (column + 1) * _PITCH - 0.08)
     if not row.kernel:
         note = textwrap.fill(row.note, 58, max_lines=2, placeholder=" …")
@@ -163,18 +152,15 @@ def _draw_row(axis: Axes, row: _Row, y: float) -> None:
         axis.add_patch(Polygon(corners, closed=True, color=_colour(row.ops[0]), alpha=0.22, linewidth=0))
     else:
         axis.text(_RIGHT - 0.1, middle, row.note, va="center", ha="right", fontsize=6.4, color="#5F6368")
-    _box(axis, _RIGHT, middle - 0.38, 6.6, 0.76, "#F1F3F4", _clipped(row.kernel, 52), 6.6, edge="#5F6368")
+    _box(axis, _RIGHT, middle - 0.38, 6.6, 0.76, "#F1F3F4", clipped(row.kernel, 52), 6.6, edge="#5F6368")
 
 
 def _box(
-    axis: Axes, x: float, y: float, width: float, height: float, colour: str, text: str, size: float, edge: str = "none"
+    axis: Axes, x: float, y: float, width: float, height: float, fill: str, text: str, size: float, edge: str = "none"
 ) -> None:
     shape = "round,pad=0,rounding_size=0.12"
-    axis.add_patch(
-        FancyBboxPatch((x, y), width, height, boxstyle=shape, facecolor=colour, edgecolor=edge, linewidth=0.7)
-    )
-    ink = "white" if colour in (BLUE, VERMILION) else "black"
-    axis.text(x + width / 2, y + height / 2, text, ha="center", va="center_baseline", fontsize=size, color=ink)
+    axis.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=shape, facecolor=fill, edgecolor=edge, linewidth=0.7))
+    axis.text(x + width / 2, y + height / 2, text, ha="center", va="center_baseline", fontsize=size, color=ink(fill))
 
 
 def _draw_bracket(axis: Axes, top: float, bottom: float, times: int) -> None:
@@ -191,22 +177,10 @@ def _dress(axis: Axes, fusion: FusionMap, bottom: float, title: str, ops: set[st
     axis.text(_RIGHT, -0.55, f"engine: {launches} kernels", fontweight="bold", va="center")
     axis.set_title(title, x=0.0)
     present = {_colour(op) for op in ops}
-    families = [(colour, what) for colour, what, _ in _FAMILIES] + [_OTHER]
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour, label=what) for colour, what in families if colour in present]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=tint, label=what) for tint, what in families(present)]
     axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 0), ncols=3, fontsize=8, handlelength=1)
     axis.figure.subplots_adjust(left=0.02, right=0.99)
 
 
 def _colour(op: str) -> str:
-    bare = op.split(" ×")[0]
-    return next((colour for colour, _, ops in _FAMILIES if bare in ops), _OTHER[0])
-
-
-def _abbreviated(op: str) -> str:
-    for long, short in _SHORT.items():
-        op = op.replace(long, short)
-    return _clipped(op, 12)
-
-
-def _clipped(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return colour(op.split(" ×")[0])
