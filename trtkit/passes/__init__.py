@@ -93,7 +93,7 @@ def optimize(model: Model, level: int = 2) -> Model:
     graph = working_copy(model)
     steps: list[Step] = []
     if passes and graph.functions:
-        steps.append(_run(graph, InlinePass(), "inline functions", "ONNX functions written out"))
+        steps.append(_run(graph, InlinePass(), _count(graph), "inline functions", "ONNX functions written out"))
     if passes:
         steps += _to_fixpoint(graph, passes)
     return Model(graph, model.name, history=(*model.history, *steps), origin=model.origin, precision=model.precision)
@@ -104,16 +104,16 @@ def _to_fixpoint(graph: ir.Model, passes: tuple[Rewrite, ...]) -> list[Step]:
     steps: list[Step] = []
     idle: dict[Rewrite, int] = {}  # at how many steps a pass last found nothing to do
     infer_shapes(graph)
-    present = _operators(graph)
+    present, nodes = _operators(graph), _count(graph)
     for _ in range(MAX_ROUNDS):
         before = len(steps)
         for rule in passes:
             if idle.get(rule) == len(steps) or not (present & rule.ops if rule.ops else True):
                 continue
-            step = _run(graph, rule, rule.title)
+            step = _run(graph, rule, nodes, rule.title)
             if rule.done:
                 steps.append(step)
-                present = _operators(graph)
+                present, nodes = _operators(graph), step.nodes_after
             else:
                 idle[rule] = len(steps)
         if len(steps) == before:
@@ -126,9 +126,9 @@ def _operators(graph: ir.Model) -> set[str]:
     return {node.op_type for each in graphs_of(graph.graph) for node in each}
 
 
-def _run(graph: ir.Model, rule: ir.passes.InPlacePass, title: str, detail: str = "") -> Step:
+def _run(graph: ir.Model, rule: ir.passes.InPlacePass, before: int, title: str, detail: str = "") -> Step:
     """Run one pass and clear away what it made dead, so that a Step tells all that the pass was good for."""
-    before, start = _count(graph), time.perf_counter()
+    start = time.perf_counter()
     if not rule(graph).modified:
         return Step(title, "", before, before, 0.0)
     RemoveDeadCode()(graph)

@@ -69,9 +69,10 @@ class FoldBatchNorm(Rewrite):
                 return None  # another bias for every row
         with np.errstate(all="ignore"):
             scale = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
-            new_weight = (weight * _along_channels(linear, weight, scale)).astype(weight.dtype)
+            new_weight = np.empty_like(weight)  # computed in float64 piece by piece: no second copy of the weights
+            np.multiply(weight, _along_channels(linear, weight, scale), out=new_weight, casting="same_kind")
             new_bias = ((bias.reshape(-1) - mean) * scale + beta).astype(weight.dtype)
-        finite = np.isfinite(new_weight.astype(np.float64)).all() and np.isfinite(new_bias.astype(np.float64)).all()
+        finite = np.isfinite(new_weight).all() and np.isfinite(new_bias).all()
         return (new_weight, new_bias) if finite else None
 
 

@@ -32,11 +32,16 @@ RANDOM = {
 }
 QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}  # int8 weights shall stay int8
 _DISPUTED = {"Resize", "DFT", "STFT", "Attention"}  # ONNX's reference and ONNX Runtime were seen to differ
-_SIZED_BY_VALUES = {
-    "ConstantOfShape", "Expand", "Tile", "Range", "Pad", "OneHot", "Einsum", "EyeLike", "Col2Im", "MaxUnpool",
-    "Upsample", "HannWindow", "HammingWindow", "BlackmanWindow", "MelWeightMatrix", "CenterCropPad", "AffineGrid",
+# Operators whose outputs have no more elements than their inputs' numbers of elements multiplied: no value is a size.
+_OF_FEW_FEW = {
+    "Abs", "Add", "And", "ArgMax", "ArgMin", "Cast", "Ceil", "Clip", "Concat", "Cos", "CumSum", "Div", "Equal", "Erf",
+    "Exp", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "Identity", "Less",
+    "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Reciprocal", "ReduceMax",
+    "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Round", "ScatterElements", "ScatterND",
+    "Shape", "Sigmoid", "Sign", "Sin", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Trilu",
+    "Unsqueeze", "Where", "Xor",
 }  # fmt: skip
-_FEW = 4096  # elements; an outer product of so many is below 4096 ** 2 / 4
+_FEW = 4096  # elements
 _NEVER = RANDOM | QUANTIZED | _DISPUTED
 
 
@@ -125,9 +130,10 @@ class FoldConstants(Rewrite):
 
     @staticmethod
     def _small_anyway(node: ir.Node, inputs: dict[str, np.ndarray]) -> bool:
-        """A few numbers cannot make many, unless the operator takes them for sizes."""
+        """A few numbers cannot make many, unless the operator takes some for sizes."""
         typed = all(isinstance(value.type, ir.TensorType) for value in node.outputs)
-        return typed and node.op_type not in _SIZED_BY_VALUES and sum(map(np.size, inputs.values())) <= _FEW
+        sizes = [max(data.size, 1) for data in inputs.values()]
+        return typed and node.op_type in _OF_FEW_FEW and sum(sizes) <= _FEW and math.prod(sizes) <= _FEW**2
 
     @staticmethod
     def _room(node: ir.Node, sizes: list[int]) -> bool:
