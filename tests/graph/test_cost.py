@@ -140,3 +140,13 @@ def test_large_weights_do_not_hide_shapes_and_the_model_stays_as_it_was() -> Non
     before = model.to_bytes()
     assert cost(model, batch=2).flops == 2 * 2 * 4 * 1000 + 2 * 1000
     assert model.to_bytes() == before
+
+
+def test_a_gather_reads_the_rows_it_takes_and_not_its_table() -> None:
+    table = "<float[1000, 8] w = {" + ",".join(["0"] * 8000) + "}>"
+    text = f"g (int64[n] x) => (float[n, 8] y) {table} {{ y = Gather(w, x) }}"
+    model = trtkit.load(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 20]> {text}'))
+    (node,) = cost(model, batch=3).nodes
+    assert (node.bytes_read, node.bytes_written) == (3 * 8 + 3 * 32, 3 * 32)
+    (node,) = cost(model, batch=5000).nodes  # rows taken again and again are read once
+    assert node.bytes_read == 5000 * 8 + 1000 * 32

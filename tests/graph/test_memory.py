@@ -28,6 +28,23 @@ def check_plan(buffers: tuple[Buffer, ...]) -> None:
         assert apart or a.last < b.first or b.last < a.first, (a, b)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 900), st.integers(0, 20), st.integers(0, 6)), max_size=25))
+def test_aligned_buffers_start_at_multiples_and_do_not_overlap(lives: list[tuple[int, int, int]]) -> None:
+    plan = place([Buffer(str(i), "intermediate", size, at, at + n) for i, (size, at, n) in enumerate(lives)], 256)
+    check_plan(plan)
+    assert all(buffer.offset % 256 == 0 for buffer in plan)
+
+
+def test_alignment_costs_memory_only_where_sizes_are_odd() -> None:
+    odd = parse("a = Neg(x)  b = Exp(a)  y = Relu(b)")
+    assert (memory(odd).arena_bytes, memory(odd, align=256).arena_bytes) == (32, 512)
+    assert memory(odd, batch=16, align=256).arena_bytes == memory(odd, batch=16).arena_bytes == 512
+    assert memory(odd, align=256).peak_bytes == memory(odd).peak_bytes
+    with pytest.raises(ModelError, match="aligned to 0"):
+        memory(odd, align=0)
+
+
 def check(result: Memory) -> None:
     check_plan(result.buffers)
     assert result.peak_bytes <= result.arena_bytes <= result.naive_bytes

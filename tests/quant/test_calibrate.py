@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.passes.graphs import parse
 from trtkit.errors import DataError, ModelError
+from trtkit.graph.taps import Taps
 from trtkit.quant.calibrate import (
     DEFAULT_METHOD,
     METHODS,
@@ -25,7 +26,6 @@ from trtkit.quant.calibrate import (
     calibrate,
 )
 from trtkit.quant.qdq import quantize
-from trtkit.quant.taps import Taps
 
 MODEL = parse("a = Relu(x)  b = Neg(a)  y = Abs(b)")
 

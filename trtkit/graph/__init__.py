@@ -6,5 +6,7 @@ from __future__ import annotations
 from trtkit.graph.cost import cost
 from trtkit.graph.draw import draw
 from trtkit.graph.memory import memory
+from trtkit.graph.netron import netron
+from trtkit.graph.taps import Taps
 
-__all__ = ["cost", "draw", "memory"]
+__all__ = ["Taps", "cost", "draw", "memory", "netron"]

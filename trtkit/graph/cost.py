@@ -49,6 +49,8 @@ _MOVES = frozenset({
 })  # fmt: skip
 # Operators that make something out of no data: a constant is read by the nodes that use it, a shape is known anyway
 _READ_NOTHING = frozenset({"Constant", "Shape", "Size"})
+# Operators that read only what they write of their first input
+_READ_A_PART = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
 
 _Shapes = list[Tensor | None]  # of a node's inputs by position; None for one that was left out
 
@@ -134,8 +136,8 @@ def cost(model: Model, batch: int = 1, dims: Mapping[str, int] | None = None) ->
     A multiply-add is 2 FLOPs, as in torch.utils.flop_counter. Convolutions and matrix products are exact, padding
     counted as if it were data; adding their bias is not counted, nor is scaling by Gemm's alpha and beta, as there.
     Elementwise operators count 1 per output element, the rest goes by the table in this file. A node reads every
-    input and weight once and writes every output once, as if nothing stayed in a cache and nothing were fused (a
-    Gather reads its whole table: an upper bound). Views (Reshape, Flatten, Squeeze, Unsqueeze, Identity) move nothing.
+    input and weight once and writes every output once, as if nothing stayed in a cache and nothing were fused; a Gather
+    or Slice reads of its table what it takes. Views (Reshape, Flatten, Squeeze, Unsqueeze, Identity) move nothing.
     A graph that computes shapes as it runs should go through trtkit.optimize first, or some shapes stay unknown.
 
     Args:
@@ -169,7 +171,7 @@ def _cost(node: ir.Node, tensors: dict[str, Tensor]) -> NodeCost:
     missing = [v.name for v in (*reads, *results(node)) if v.name not in tensors]
     if missing:
         return NodeCost(name, node.op_type, None, None, None, f"the shapes of {missing} are not known")
-    read = sum(tensors[v.name or ""].size_bytes for v in reads)
+    read = _bytes_read(node, tensors, reads)
     constant = node.domain == "" and node.op_type == "Constant"
     written = 0 if constant else sum(tensors[v.name or ""].size_bytes for v in results(node))
     given: _Shapes = [None if v is None else tensors.get(v.name or "") for v in node.inputs]
@@ -177,6 +179,15 @@ def _cost(node: ir.Node, tensors: dict[str, Tensor]) -> NodeCost:
     flops = None if out is None else _flops(node, given, out)
     why = f"no rule for the FLOPs of {node.domain or 'ONNX'}'s {node.op_type}" if flops is None else ""
     return NodeCost(name, node.op_type, flops, read, written, why)
+
+
+def _bytes_read(node: ir.Node, tensors: dict[str, Tensor], reads: tuple[ir.Value, ...]) -> int:
+    """The size of all inputs; of a table that only some rows are taken from, these rows, each once."""
+    sizes = {value: tensors[value.name or ""].size_bytes for value in reads}
+    if node.domain == "" and node.op_type in _READ_A_PART and reads:
+        taken = sum(tensors[value.name or ""].size_bytes for value in results(node))
+        sizes[reads[0]] = min(sizes[reads[0]], taken)
+    return sum(sizes.values())
 
 
 def _flops(node: ir.Node, given: _Shapes, out: Tensor) -> int | None:

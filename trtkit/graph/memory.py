@@ -65,22 +65,23 @@ class Memory:
         )
 
 
-def memory(model: Model, batch: int = 1, dims: Mapping[str, int] | None = None) -> Memory:
+def memory(model: Model, batch: int = 1, dims: Mapping[str, int] | None = None, *, align: int = 1) -> Memory:
     """Find out when each activation is alive, and plan where it lies so that memory is used again.
 
     Nodes run in the graph's order. A tensor is alive from the node that writes it to the last one that reads it;
     inputs of the graph are there from the first node on, outputs stay to the last. A node's inputs and outputs are
     alive together: nothing is computed in place. Views (Reshape, Flatten, Squeeze, Unsqueeze, Identity) share the
-    buffer of their source. Weights, constants and views of them are not counted, nor is a kernel's workspace, and
-    nothing is aligned.
+    buffer of their source. Weights, constants and views of them are not counted, nor is a kernel's workspace.
 
     Args:
         batch: the size of every changeable first dimension, and of every one called "batch".
         dims: sizes of changeable dimensions by name, e.g. {"sequence": 128}.
+        align: every buffer starts at a multiple of so many bytes; CUDA's allocators align to at least 256. The
+            `arena_bytes` grow with it; `live_bytes` and `naive_bytes` count the tensors alone.
 
     Raises:
-        ModelError: a changeable dimension has no size, a tensor's size stays unknown, or a node (If, Loop, Scan) runs
-            a graph of its own.
+        ModelError: `align` is below 1, a changeable dimension has no size, a tensor's size stays unknown, or a node
+            (If, Loop, Scan) runs a graph of its own.
 
     Source: Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020, arXiv:2001.03288,
     "Greedy by Size for Offset Calculation".
@@ -91,20 +92,24 @@ def memory(model: Model, batch: int = 1, dims: Mapping[str, int] | None = None) 
     >>> print(memory(model))
     64 bytes without reuse, 32 in one arena; at most 32 alive, at 'Neg_0'
     """
+    if align < 1:
+        raise ModelError(f"Buffers cannot be aligned to {align} bytes: align is 1 or more, e.g. 256.")
     nodes = tuple(model.ir.graph)
     if bodies := [node.name for node in nodes if has_body(node)]:
         raise ModelError(
             f"{model.name!r} has nodes that run graphs of their own: {bodies}. The memory of these is known only at "
             "run time; trtkit.optimize removes an If whose condition is constant."
         )
-    buffers = place(_buffers(model, nodes, concrete_tensors(model, batch, dims)))
+    buffers = place(_buffers(model, nodes, concrete_tensors(model, batch, dims)), align)
     live = [sum(b.size_bytes for b in buffers if b.first <= i <= b.last) for i in range(len(nodes))]
-    arena = max((b.offset + b.size_bytes for b in buffers), default=0)
+    arena = max((b.offset + _rounded(b.size_bytes, align) for b in buffers), default=0)
     return Memory(tuple(node.name or node.op_type for node in nodes), buffers, tuple(live), arena)
 
 
-def place(buffers: Sequence[Buffer]) -> tuple[Buffer, ...]:
+def place(buffers: Sequence[Buffer], align: int = 1) -> tuple[Buffer, ...]:
     """Give each buffer an offset so that no two that are alive at once overlap; the order stays.
+
+    Offsets are multiples of `align` bytes.
 
     The largest goes first. Each goes into the smallest gap that it fits in between those placed before that it meets
     in time, else behind the last of these.
@@ -117,18 +122,23 @@ def place(buffers: Sequence[Buffer]) -> tuple[Buffer, ...]:
     placed: dict[str, Buffer] = {}
     for buffer in sorted(buffers, key=lambda b: -b.size_bytes):
         others = sorted((b for b in placed.values() if b.meets(buffer)), key=lambda b: b.offset)
-        placed[buffer.name] = buffer._replace(offset=_best_gap(buffer.size_bytes, others))
+        placed[buffer.name] = buffer._replace(offset=_best_gap(_rounded(buffer.size_bytes, align), others, align))
     return tuple(placed[buffer.name] for buffer in buffers)
 
 
-def _best_gap(size: int, others: Sequence[Buffer]) -> int:
+def _rounded(size: int, align: int) -> int:
+    """The next multiple of `align`."""
+    return -(-size // align) * align
+
+
+def _best_gap(size: int, others: Sequence[Buffer], align: int) -> int:
     """Where `size` bytes fit best between `others`, which come by offset."""
     end, best, smallest = 0, None, 0
     for other in others:
         gap = other.offset - end
         if gap >= size and (best is None or gap < smallest):
             best, smallest = end, gap
-        end = max(end, other.offset + other.size_bytes)
+        end = max(end, other.offset + _rounded(other.size_bytes, align))
     return end if best is None else best
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import onnx_ir as ir
 
 from trtkit.errors import ModelError
+from trtkit.graph.taps import Batch, Taps
 from trtkit.model import Model
 from trtkit.passes.common import Names, array, constant, infer_shapes, initializer, working_copy
 from trtkit.passes.dead_code import RemoveDeadCode
 from trtkit.passes.identity import RemoveIdentities
+from trtkit.quant.data import stream
 from trtkit.quant.precision_rules import FLOAT, LOW, Decision, Setting, decide, may_be_low, value_type
-from trtkit.quant.taps import Batch, Taps
 
 _HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention"}
 _NOTE = "trtkit.autocast."  # decisions are kept in the nodes' metadata, so that they survive saving
@@ -94,7 +95,7 @@ def _ranges(model: Model, graph: ir.Model, data: Iterable[Batch]) -> dict[str, f
     names = [v.name or "" for node in graph.graph for v in node.outputs if v.dtype == FLOAT]
     names += [info.name for info in model.inputs if info.dtype == np.float32]
     largest: dict[str, float] = dict.fromkeys(names, 0.0)
-    for tensors in Taps(model, names).stream(data):
+    for tensors in stream(Taps(model, names), data):
         for name, tensor in tensors.items():
             largest[name] = max(largest[name], float(np.abs(tensor).max(initial=0)))
     return largest

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from trtkit.errors import DataError
+from trtkit.graph.taps import Batch, Taps
 from trtkit.model import Model, write_atomically
-from trtkit.quant.taps import Batch, Taps
+from trtkit.quant.data import stream
 
 INT8_MAX = 127
 DEFAULT_METHOD = "percentile"
@@ -232,7 +233,7 @@ def calibrate(
     watchers = {name: make() for name in tensors}
     total = len(data) if isinstance(data, Sized) else None
     batches = 0
-    for arrays in Taps(model, watchers).stream(data):
+    for arrays in stream(Taps(model, watchers), data):
         for name, watcher in watchers.items():
             watcher.observe(arrays[name])
         batches += 1

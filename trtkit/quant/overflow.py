@@ -8,10 +8,10 @@ from enum import IntEnum
 import numpy as np
 import onnx_ir as ir
 
+from trtkit.graph.taps import Taps
 from trtkit.model import Model
 from trtkit.passes.common import array, constant, infer_shapes, working_copy
 from trtkit.quant.precision_rules import FLOAT, LOW, STANDS_FOR_INFINITY
-from trtkit.quant.taps import Taps
 
 _AT_ONCE = 128  # tensors in memory at a time
 _FLOATS = (FLOAT, *LOW.values())

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trtkit.errors import ModelError
+from trtkit.graph.taps import Batch
 from trtkit.model import Model
 from trtkit.passes.common import Names, array, constant, infer_shapes, initializer, single_use, working_copy
 from trtkit.passes.dead_code import RemoveDeadCode
@@ -23,7 +24,6 @@ from trtkit.quant.calibrate import (
     calibrate,
 )
 from trtkit.quant.precision_rules import FLOAT
-from trtkit.quant.taps import Batch
 
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MIN_OPSET = 13  # the first with one scale per channel
