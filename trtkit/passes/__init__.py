@@ -9,6 +9,12 @@
 | `shape_folding.FoldShapes` | numbers picked from shapes that have names, too |
 | `static_reshape.StaticReshape` | shape arithmetic before a Reshape |
 | `batch_norm.FoldBatchNorm` | batch normalisation into the Conv or Gemm before it |
+| `batch_norm_before.FoldBatchNormBefore` | batch normalisation into the Conv or Gemm behind it |
+| `affine.FoldAffine` | a factor or bias for each channel into the Conv or Gemm before it |
+| `matmul_bias.FuseMatMulBias` | MatMul and Add of matrices into Gemm |
+| `gelu.FuseGelu` | GELU by erf or by tanh |
+| `layer_norm.FuseNormalization` | layer and RMS normalisation |
+| `attention.CanonicalAttention` | the forms in which exporters write attention into one |
 | `noop_shape.RemoveNoOpShapes` | Reshape, Expand, Transpose, Pad, Slice, Split, Concat, Resize that change nothing |
 | `arithmetic.RemoveNeutralArithmetic` | x + 0, x * 1, x / 1, x ** 1 |
 | `sequences.SplitSequences` | parts taken from a sequence made by splitting |
@@ -26,8 +32,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from trtkit.model import Model, Step, collection_paused
+from trtkit.passes.affine import FoldAffine
 from trtkit.passes.arithmetic import RemoveNeutralArithmetic
+from trtkit.passes.attention import CanonicalAttention
 from trtkit.passes.batch_norm import FoldBatchNorm
+from trtkit.passes.batch_norm_before import FoldBatchNormBefore
 from trtkit.passes.branches import DropUnusedOutputs, InlineBranches
 from trtkit.passes.common import Rewrite, graphs_of, infer_shapes, working_copy
 from trtkit.passes.consecutive import MergeConsecutive
@@ -35,8 +44,11 @@ from trtkit.passes.constant_folding import FoldConstants
 from trtkit.passes.cse import ShareSubexpressions
 from trtkit.passes.dead_code import RemoveDeadCode
 from trtkit.passes.dedup import ShareInitializers
+from trtkit.passes.gelu import FuseGelu
 from trtkit.passes.identity import RemoveIdentities
 from trtkit.passes.inference import infer_missing
+from trtkit.passes.layer_norm import FuseNormalization
+from trtkit.passes.matmul_bias import FuseMatMulBias
 from trtkit.passes.noop_shape import RemoveNoOpShapes
 from trtkit.passes.sequences import SplitSequences
 from trtkit.passes.shape_folding import FoldShapes
@@ -48,14 +60,17 @@ _CLEAN_UP = (
     RemoveNoOpShapes, RemoveNeutralArithmetic, SplitSequences, MergeConsecutive, ShareInitializers, ShareSubexpressions,
     DropUnusedOutputs, RemoveDeadCode,
 )  # fmt: skip
+_FOLD = (
+    RemoveIdentities, InlineBranches, ShareSubexpressions, FoldConstants, FoldShapes, StaticReshape, FoldBatchNorm,
+    FoldBatchNormBefore, FoldAffine,
+)  # fmt: skip
+_FUSE = (FuseMatMulBias, FuseGelu, FuseNormalization, CanonicalAttention)
 LEVELS: dict[int, tuple[type[Rewrite], ...]] = {
     0: (),
     1: (RemoveIdentities, InlineBranches, *_CLEAN_UP),
-    2: (
-        RemoveIdentities, InlineBranches, ShareSubexpressions, FoldConstants, FoldShapes, StaticReshape, FoldBatchNorm,
-        *_CLEAN_UP,
-    ),
-}  # fmt: skip
+    2: (*_FOLD, *_CLEAN_UP),
+    3: (*_FOLD, *_FUSE, *_CLEAN_UP),
+}
 MAX_ROUNDS = 10  # every pass shrinks the graph or makes it simpler, so this is a guard, not a tuning knob
 
 
@@ -77,7 +92,8 @@ def optimize(model: Model, level: int = 2) -> Model:
     Args:
         model: stays as it is; the result shares its weights.
         level: 0 nothing; 1 clean-up (identities, no-op shapes, duplicates, dead code), all weights untouched;
-            2 also folds constants and batch normalisation, which computes new weights.
+            2 also folds constants and batch normalisation, which computes new weights; 3 also fuses operators into
+            larger ones and writes attention in one form.
 
     Returns:
         A new model. Its history has one Step for each pass that changed something, in the order of the doing.
