@@ -102,6 +102,12 @@ class TestDeadCode:
                         else_branch = e () => (float[n, 4] ey) { ey = Abs(a) }>""")
         assert sorted(ops(apply(model, RemoveDeadCode))) == ["Abs", "If", "Neg", "Relu"]
 
+    def test_what_only_a_dead_body_reads_is_dead(self) -> None:
+        model = parse("""bool c = {1} | a = Relu(x)  y = Neg(x)
+            b = If (c) <then_branch = t () => (float[n, 4] ty) { ty = Neg(a) },
+                        else_branch = e () => (float[n, 4] ey) { ey = Abs(a) }>  z = Abs(b)""")
+        assert ops(apply(model, RemoveDeadCode)) == ["Neg"]
+
     def test_a_second_output_keeps_a_node(self) -> None:
         model = parse("a, b = Split <axis = 1, num_outputs = 2> (x) y = Neg(b)", outputs="float[n, 2] y")
         assert ops(apply(model, RemoveDeadCode)) == ["Split", "Neg"]

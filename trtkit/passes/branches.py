@@ -110,6 +110,7 @@ class DropUnusedOutputs(Rewrite):
         new.metadata_props.update(node.metadata_props)
         node.graph.insert_before(node, new)
         _move_outputs(kept, list(new.outputs))
+        node.attributes.clear()  # the bodies are the new node's now
         remove(node)
         return f"{len(unused)} outputs of {node.op_type} dropped"
 

@@ -16,7 +16,7 @@ from trtkit.passes.inference import infer_shapes
 
 __all__ = [
     "Dims", "Names", "Rewrite", "array", "bodies", "constant", "dims", "graphs_of", "infer_shapes", "initializer",
-    "is_used", "remove", "replace", "single_use", "working_copy",
+    "is_used", "let_go", "remove", "replace", "single_use", "working_copy",
 ]  # fmt: skip
 
 Dims = tuple[int | str | None, ...]  # a number, the name of a symbolic dimension, or None where nothing is known
@@ -118,7 +118,18 @@ def remove(nodes: ir.Node | Iterable[ir.Node]) -> None:
     """Take nodes that nobody reads any more out of their graph."""
     for node in (nodes,) if isinstance(nodes, ir.Node) else tuple(nodes):
         assert node.graph is not None
+        let_go(node)
         node.graph.remove(node, safe=True)
+
+
+def let_go(node: ir.Node) -> None:
+    """Take a node, about to be removed, off its inputs, and the nodes in its bodies off what they read outside."""
+    for body in bodies(node):
+        body.outputs.clear()
+        for inner in body:
+            let_go(inner)
+    for place in range(len(node.inputs)):
+        node.replace_input_with(place, None)
 
 
 def is_used(value: ir.Value) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from trtkit.passes.common import Rewrite, graphs_of, is_used
+from trtkit.passes.common import Rewrite, graphs_of, is_used, let_go
 
 
 class RemoveDeadCode(Rewrite):
@@ -23,8 +23,7 @@ class RemoveDeadCode(Rewrite):
         dead = []
         for node in reversed(graph):
             if not any(is_used(value) for value in node.outputs):
-                for place in range(len(node.inputs)):
-                    node.replace_input_with(place, None)  # so that what only this node read is dead, too
+                let_go(node)  # so that what only this node read, or a body of it, is dead, too
                 dead.append(node)
                 self.done[f"{node.op_type} removed"] += 1
         if dead:
