@@ -66,7 +66,8 @@ def merge(
     graph = _merged(parts, share_inputs, share_dims, connect or {}, keep_connected)
     title = name or "+".join(parts)
     shared = sum(len(part.ir.graph.initializers) for part in parts.values()) - len(graph.graph.initializers)
-    detail = f"{', '.join(parts)}; {len(graph.graph.inputs)} inputs, {max(shared, 0)} weights shared"
+    inputs = len(graph.graph.inputs)
+    detail = f"{', '.join(parts)}; {inputs} input{'s' * (inputs != 1)}, {max(shared, 0)} weights shared"
     origin = None
     if any(part.origin is not part for part in parts.values()):
         origins = {key: part.origin for key, part in parts.items()}

@@ -24,8 +24,6 @@ class Digits(NamedTuple):
 def digits(train: int = 1000) -> tuple[Digits, Digits]:
     """The 1797 digits in scikit-learn's order: the first `train` to learn from, the others to be judged by.
 
-    They are ordered by writer, so that those to be judged by come from people whom nothing here learnt from.
-
     >>> learn, judge = digits()
     >>> learn.x.shape, judge.x.shape
     ((1000, 1, 8, 8), (797, 1, 8, 8))

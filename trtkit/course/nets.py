@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from trtkit.course import photos
@@ -49,6 +50,50 @@ def resnet50(seed: int = 0) -> torch.nn.Module:
         _randomise_batch_norms(net)
         _settle(net, torch.from_numpy(photos.views(9, seed=seed)))
     return net.eval()
+
+
+def projections(width: int = 256, seed: int = 0) -> torch.nn.Module:
+    """Three linear layers that read one input, as queries, keys and values do: (..., width) to three times that.
+
+    >>> projections()
+    Siblings(
+      (layers): ModuleList(
+        (0-2): 3 x Linear(in_features=256, out_features=256, bias=False)
+      )
+    )
+    """
+    torch = _torch()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _siblings([torch.nn.Linear(width, width, bias=False) for _ in range(3)])
+
+
+def sibling_convolutions(widths: tuple[int, ...] = (32, 48, 16), seed: int = 0) -> torch.nn.Module:
+    """1x1 convolutions on one input (N, 64, H, W), each followed by a ReLU, their results joined: an Inception block.
+
+    >>> len(sibling_convolutions().layers)
+    3
+    """
+    torch = _torch()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        convolutions = [torch.nn.Conv2d(64, width, 1) for width in widths]
+    return _siblings(convolutions, lambda parts: torch.cat([torch.relu(part) for part in parts], 1))
+
+
+def _siblings(layers: list[torch.nn.Module], join: Callable[[list[Any]], Any] = tuple) -> torch.nn.Module:
+    """A module that gives one input to several layers, and joins what they make of it."""
+    torch = _torch()
+
+    class Siblings(torch.nn.Module):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList(layers)
+
+        def forward(self, x: Any) -> Any:
+            return join([layer(x) for layer in self.layers])
+
+    return Siblings().eval()
 
 
 def _randomise_batch_norms(net: torch.nn.Module) -> None:

@@ -26,7 +26,8 @@ def concatenation(rows: int, inner: int, widths: Mapping[str, int]) -> Figure:
     for height, sign, form in ((inner, "×", "$W_{{{}}}$"), (rows, "=", "{}")):
         axis.text(left + 0.1, 0, sign, ha="center", va="center", fontsize=14)
         left += 0.2
-        for (name, width), colour in zip(widths.items(), _COLOURS, strict=False):
+        names = widths if sign == "×" else {name.upper(): width for name, width in widths.items()}
+        for (name, width), colour in zip(names.items(), _COLOURS, strict=False):
             _block(axis, left, width * unit, height * unit, colour, f"{form.format(name)}\n{height}×{width}")
             left += width * unit
     axis.set(xlim=(-0.05, left + 0.05), ylim=(-0.6, 0.6), aspect="equal")
@@ -60,7 +61,7 @@ def lines(
         axis.set_xticks(x, [f"{value:g}" for value in x])
     else:
         axis.set_xticks(x)
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.15 * max(value for values in curves.values() for value in values))
     axis.legend(fontsize=8)
     return fig
 
