@@ -100,6 +100,15 @@ def test_batch_means_one_size_everywhere_unless_told_otherwise() -> None:
     assert [i.shape[0] for i in merge([a, b], share_dims=()).inputs] == ["a/batch", "b/batch"]
 
 
+def test_dimensions_that_bear_each_others_names_are_not_mixed_up() -> None:
+    a = model("y = Abs(x)", "a", inputs="float[p, q] x", outputs="float[p, q] y")
+    b = model("z = Abs(x)", "b", inputs="float[q, p] x", outputs="float[q, p] z")
+    assert [o.shape for o in merge([a, b]).outputs] == [("p", "q"), ("p", "q")]
+    c = model("z = Abs(x) w = Neg(v)", "c", "float[n, 4] x, float[p, 4] v", "float[n, 4] z, float[p, 4] w")
+    d = model("y = Abs(x)", "d", inputs="float[p, 4] x", outputs="float[p, 4] y")
+    assert [o.shape[0] for o in merge([d, c]).outputs] == ["p", "p", "c/p"]
+
+
 def test_equal_weights_are_kept_once() -> None:
     weight = "float[4, 4] w = {" + ", ".join("1.5" for _ in range(16)) + "}"
     parts = {k: model(f"{weight}|h = MatMul(x, w) y = {op}(h)") for k, op in (("a", "Abs"), ("b", "Neg"))}

@@ -68,8 +68,8 @@ class Ties:
         present = dim_names(self.graphs[other.model].graph)
         for keep, dim in zip(dims(first.value) or (), dims(other.value) or (), strict=True):
             if isinstance(keep, str) and isinstance(dim, str):
-                if dim != keep and keep in present:  # means another size there
-                    names[keep] = f"{other.model}/{keep}"
                 names[dim] = keep
                 self.held[keep] |= {first.model, other.model}
+        for keep in set(names.values()) & present - set(names):  # means another size there
+            names[keep] = f"{other.model}/{keep}"
         rename_dims(self.graphs[other.model].graph, names)
