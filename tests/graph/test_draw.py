@@ -163,3 +163,11 @@ def test_too_many_boxes_are_refused_with_a_way_out() -> None:
     with pytest.raises(ModelError, match="Try collapse=True"):
         graph.draw(model, collapse=False)
     assert check(graph.draw(model)) <= 4
+
+
+def test_names_are_text_and_not_mathematics() -> None:
+    model = parse(RESIDUAL)
+    first = next(iter(model.ir.graph)).name or ""
+    figure = graph.draw(model, {first: "$x_{$"}, title="")
+    assert check(figure) == 6
+    assert "$x_{$" in [text.get_text() for text in figure.axes[0].texts]

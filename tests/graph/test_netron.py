@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import urllib.request
 from pathlib import Path
@@ -37,6 +38,15 @@ def test_the_page_and_the_model_are_served_until_it_is_stopped() -> None:
     with pytest.raises(OSError):
         fetch(viewer.url)
     viewer.stop()  # again: nothing happens
+
+
+def test_netron_does_not_change_the_logging_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("netron")
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    level = root.level
+    graph.netron(MODEL).stop()
+    assert root.handlers == [] and root.level == level
 
 
 def test_two_models_at_once_and_a_lost_reference() -> None:

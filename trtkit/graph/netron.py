@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 import tempfile
 import weakref
 from pathlib import Path
@@ -26,7 +27,7 @@ class Viewer:
         server = _server()
         self._folder = tempfile.TemporaryDirectory(prefix="trtkit-netron-")
         path = save(model, Path(self._folder.name) / f"{_file_name(model.name)}.onnx")
-        self._address = server.start(str(path), address=("localhost", 0), browse=False)
+        self._address = _quietly(server, str(path))
         self.url = f"http://{self._address[0]}:{self._address[1]}"
         self.name = model.name
         self._end = weakref.finalize(self, _stop, server, self._address, self._folder)
@@ -71,6 +72,17 @@ def _server() -> Any:
     except ImportError as error:
         raise MissingError(f"Showing a model in netron needs the netron package: {extra('course')}") from error
     return package
+
+
+def _quietly(server: Any, path: str) -> tuple[str, int]:
+    """Start the server. Where nobody logs, netron would make the whole process log to the screen from then on."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    try:
+        address: tuple[str, int] = server.start(path, address=("localhost", 0), browse=False)
+        return address
+    finally:
+        root.removeHandler(handler)
 
 
 def _stop(server: Any, address: tuple[str, int], folder: tempfile.TemporaryDirectory[str]) -> None:

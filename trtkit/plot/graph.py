@@ -56,8 +56,10 @@ class Scale(NamedTuple):
 @lru_cache(maxsize=4096)
 def text_width(text: str, size: float) -> float:
     """The width of a line of text in inches."""
-    path = TextPath((0, 0), text, size=size, prop=FontProperties())
-    return float(path.get_extents().x1) / 72 if text.strip() else 0.0
+    if not text.strip():
+        return 0.0
+    plain = text.replace("$", "S")  # two of them would be read as mathematics
+    return float(TextPath((0, 0), plain, size=size, prop=FontProperties()).get_extents().x1) / 72
 
 
 def box_size(box: Box) -> tuple[float, float]:
@@ -84,7 +86,7 @@ def paint(
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(-0.15, width + 0.15), ylim=(bottom, top))
     axis.axis("off")
-    axis.text(0, -0.22, title, fontsize=10, fontweight="bold", va="center", color=_INK)
+    axis.text(0, -0.22, title, fontsize=10, fontweight="bold", va="center", color=_INK, parse_math=False)
     _hulls(axis, boxes, spots, routes)
     for points in routes.values():
         _arrow(axis, points)
@@ -113,7 +115,7 @@ def _box(axis: Axes, box: Box, x: float, y: float, width: float, height: float) 
         weight = "bold" if box.stripes and i == 0 else "normal"
         axis.text(
             x, line_y + tall / 2, line, fontsize=SIZE if i == 0 else SMALL, ha="center", va="center_baseline",
-            color=ink(box.fill), zorder=4, fontweight=weight, gid="box text",
+            color=ink(box.fill), zorder=4, fontweight=weight, gid="box text", parse_math=False,
         )  # fmt: skip
         line_y += tall
     if box.stripes:
@@ -122,7 +124,7 @@ def _box(axis: Axes, box: Box, x: float, y: float, width: float, height: float) 
             place = (corner[0] + _PAD + i * one, corner[1] + height - _STRIPE - 0.04)
             axis.add_patch(Rectangle(place, one * 0.9, _STRIPE, facecolor=colour, linewidth=0, zorder=4))
     if box.label:
-        ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
         axis.text(x, y + height / 2 + 0.04, box.label, fontsize=5.5, ha="center", va="top", color=_EDGE, bbox=ground,
                   zorder=2.5)  # fmt: skip
 
@@ -178,7 +180,7 @@ def _hulls(
         x, y, width, height = min((spots[key] for key in members), key=lambda spot: spot[1])
         ground = {"facecolor": _light(colour), "edgecolor": "none", "pad": 0.6}
         axis.text(x - width / 2 - 0.07, y - height / 2 - 0.07, group, fontsize=5.5, va="bottom", ha="left", color=_INK,
-                  bbox=ground, zorder=5, gid="group label")  # fmt: skip
+                  bbox=ground, zorder=5, gid="group label", parse_math=False)  # fmt: skip
 
 
 def _light(colour: str) -> tuple[float, float, float]:
