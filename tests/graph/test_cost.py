@@ -43,6 +43,41 @@ def test_flops_match_pytorchs_counter(name: str) -> None:
     assert ops["Conv"].bytes_read > 4 * 64 * 3
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_attention_as_pytorch_counts_it(flat: bool) -> None:
+    torch = pytest.importorskip("torch")
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    q, k, v = torch.rand(2, 3, 5, 4), torch.rand(2, 3, 7, 4), torch.rand(2, 3, 7, 6)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    heads = "<q_num_heads=3, kv_num_heads=3>" if flat else ""
+    shapes = ("2,5,12", "2,7,12", "2,7,18", "2,5,18") if flat else ("2,3,5,4", "2,3,7,4", "2,3,7,6", "2,3,5,6")
+    q_shape, k_shape, v_shape, y_shape = (f"float[{shape}]" for shape in shapes)
+    inputs = f"{q_shape} q, {k_shape} k, {v_shape} v"
+    (node,) = cost(parse(f"y = Attention{heads}(q, k, v)", inputs, f"{y_shape} y", opset=23)).nodes
+    assert node.flops == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("equation", ["bhid,bhjd->bhij", "bhid, bhjd -> bijh", "bhid,bhjd->b"])
+def test_einsum_as_pytorch_counts_it(equation: str) -> None:
+    torch = pytest.importorskip("torch")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        torch.einsum(equation, torch.rand(2, 3, 5, 4), torch.rand(2, 3, 7, 4))
+    axes = ", ".join(equation.partition("->")[2].strip())
+    nodes = f'y = Einsum<equation="{equation}">(a, b)'
+    node = only(nodes, "float[2, 3, 5, 4] a, float[2, 3, 7, 4] b", f"float[{axes}] y")
+    assert node.flops == counter.get_total_flops()
+
+
+def test_einsum_with_an_ellipsis_has_no_rule() -> None:
+    node = only('y = Einsum<equation="...ij,...jk->...ik">(a, b)', "float[2,3,4] a, float[2,4,5] b", "float[2,3,5] y")
+    assert node.flops is None and "Einsum" in node.why
+
+
 def test_grouped_convolution_with_bias() -> None:
     node = only(
         "y = Conv<group=2, pads=[1,1,1,1], strides=[2,2]>(x, w, b)",

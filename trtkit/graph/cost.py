@@ -226,10 +226,34 @@ def _products(node: ir.Node, given: _Shapes, first: Tensor, out: Tensor) -> int 
         return 2 * out.elements * first.shape[0 if node.attributes.get_int("transA", 0) else 1]
     if op in ("MatMul", "MatMulInteger", "QLinearMatMul"):
         return 2 * out.elements * first.shape[-1]
+    if op == "Attention":  # each query meets every key, then every value: T_k times the queries, T_k times the results
+        past = given[4] if len(given) > 4 else None
+        keys = second.shape[-2] + (past.shape[-2] if past is not None else 0)
+        return 2 * (first.elements + out.elements) * keys
+    if op == "Einsum":
+        return _einsum(node.attributes.get_string("equation", "").replace(" ", ""), (first, second), len(given))
     third = given[2] if len(given) > 2 else None
     if op in ("LSTM", "GRU", "RNN") and third is not None:  # each step of each sequence multiplies by W and by R
         return 2 * first.shape[0] * first.shape[1] * (second.elements + third.elements)
     return None
+
+
+def _einsum(equation: str, tensors: tuple[Tensor, Tensor], operands_given: int) -> int | None:
+    """Of two tensors: a multiply-add for each combination of indices that both have, or the result; `...` has no rule.
+
+    An index of one tensor alone that the result does not have is summed first, as torch.einsum does.
+    """
+    given, arrow, result = equation.partition("->")
+    terms = given.split(",")
+    if operands_given != 2 or not arrow or [len(term) for term in terms] != [len(t.shape) for t in tensors]:
+        return None
+    if "." in equation:
+        return None
+    sizes: dict[str, int] = {}
+    for term, tensor in zip(terms, tensors, strict=True):
+        for index, size in zip(term, tensor.shape, strict=True):
+            sizes[index] = max(size, sizes.get(index, 1))  # a size of 1 is repeated
+    return 2 * math.prod(size for index, size in sizes.items() if index in result or all(index in t for t in terms))
 
 
 def _resize(node: ir.Node, first: Tensor, out: Tensor) -> int | None:
