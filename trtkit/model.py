@@ -319,7 +319,7 @@ def _shape_hint(want: tuple[int | str, ...], have: tuple[int, ...]) -> str:
 
 
 def _info(value: ir.Value) -> TensorInfo:
-    if value.shape is None or value.dtype is None:
+    if value.shape is None or value.dtype in (None, ir.DataType.UNDEFINED):
         raise ModelError(
             f"{value.name!r} has no {'shape' if value.dtype else 'type'} in the ONNX file. "
             "Run onnx.shape_inference.infer_shapes on it, or export it again."

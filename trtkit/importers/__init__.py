@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ def _from_proto(
             _check_liftable(proto, opset)
             proto = onnx.version_converter.convert_version(proto, _TOO_OLD)
         _check(proto)
-        _check_lengths(proto)
+        _check_lengths(proto, weights or {})
         model = ir.from_proto(proto)
         for key, tensor in (weights or {}).items():
             model.graph.initializers[key].const_value = tensor
@@ -187,11 +187,31 @@ def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     return bare
 
 
-def _check_lengths(proto: onnx.ModelProto) -> None:
-    """Weights must hold as many bytes as their shape says; nothing else would notice until they are read."""
+def _check_lengths(proto: onnx.ModelProto, elsewhere: Container[str]) -> None:
+    """Weights must hold as much as their shape says; nothing else would notice until they are read."""
     for weight in proto.graph.initializer:
+        if weight.name in elsewhere:
+            continue
         if weight.HasField("raw_data"):
             _check_length(weight, len(weight.raw_data))
+        elif weight.data_location != onnx.TensorProto.EXTERNAL:
+            _check_count(weight)
+
+
+def _check_count(weight: onnx.TensorProto) -> None:
+    """The same for values that are kept as numbers: complex ones are two, and several of 4 bits or fewer share one."""
+    kind = ir.DataType(weight.data_type)
+    given = len(getattr(weight, onnx.helper.tensor_dtype_to_field(weight.data_type)))
+    needed = math.prod(weight.dims)
+    if kind in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
+        needed *= 2
+    elif kind != ir.DataType.STRING and kind.bitwidth < 8:
+        needed = (needed * kind.bitwidth + 7) // 8
+    if given != needed or min(weight.dims, default=0) < 0:
+        raise ModelError(
+            f"weight {weight.name!r} of shape {tuple(weight.dims)} and type {kind.name} has {given:,} values, and "
+            f"needs {needed:,}. The file is damaged; export it again."
+        )
 
 
 def _check_length(weight: onnx.TensorProto, length: int) -> None:

@@ -162,6 +162,9 @@ def infer_onwards(nodes: Iterable[ir.Node], opset: int) -> None:
             waiting.extend(reader for value in node.outputs for reader, _ in value.uses())
 
 
+_UNKNOWN = (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError)
+
+
 def output_types(node: ir.Node, opset: int) -> dict[str, onnx.TypeProto]:
     """ONNX's inference for one node: the types of its outputs by name, nothing where it has nothing to say."""
     types: dict[str, onnx.TypeProto] = {}
@@ -185,7 +188,7 @@ def output_types(node: ir.Node, opset: int) -> dict[str, onnx.TypeProto]:
         return onnx.shape_inference.infer_node_outputs(
             schema, ir.serde.serialize_node(node), types, small, opset_imports=imports
         )
-    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, KeyError, ValueError) as error:
+    except (*_UNKNOWN, KeyError, ValueError) as error:
         log.debug("%s (%s): %s", node.name, node.op_type, error)
         return {}
 
