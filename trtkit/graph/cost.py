@@ -14,7 +14,7 @@ from trtkit.model import Model
 
 # One FLOP per output element, whatever the function: hardware evaluates exp or erf at other speeds than an addition,
 # but no table of those holds for two GPUs.
-_ELEMENTWISE = frozenset({
+ELEMENTWISE = frozenset({
     "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot",
     "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Cos", "Cosh", "CumSum", "Div", "Dropout",
     "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "IsInf",
@@ -197,7 +197,7 @@ def _flops(node: ir.Node, given: _Shapes, out: Tensor) -> int | None:
         return None
     if op in _MOVES:
         return 0
-    if op in _ELEMENTWISE:
+    if op in ELEMENTWISE:
         return out.elements
     if op in ("Sum", "Max", "Min", "Mean"):  # of any number of tensors
         return out.elements * max(len(given) - 1, 1)
