@@ -17,6 +17,7 @@ from trtkit.errors import EngineError, extra
 from trtkit.model import Model, write_atomically
 
 if TYPE_CHECKING:
+    from trtkit.engine.agreement import Agreement
     from trtkit.engine.verify import Verification
 
 
@@ -85,6 +86,17 @@ class Engine:
             EngineError: the engine came from a file and its model was not given.
         """
         return fusion_map(self._needs_model("draw its fusion map"), self.layers)
+
+    def agreement(self) -> Agreement:
+        """How far our fusion groups on its graph are the kernels that TensorRT made, see there.
+
+        Raises:
+            EngineError: the engine came from a file and its model was not given.
+        """
+        from trtkit.engine.agreement import agreement
+        from trtkit.passes.groups import fuse_groups
+
+        return agreement(fuse_groups(self._needs_model("compare fusion groups")), self.layers)
 
     def open(self, device: str | None = None, **options: Any) -> Session:
         """A session that runs the engine on the GPU, or its graph in ONNX Runtime on the CPU.
