@@ -82,10 +82,11 @@ def check_groups(model: Model) -> None:
     for group in groups_of(model):
         nodes = [by_name[name] for name in group.nodes]
         if why := fault(wiring, nodes):
-            raise ModelError(f"Group {group.id} of {model.name!r}, {', '.join(group.nodes)}, cannot be one kernel: {why}.")
+            names = ", ".join(group.nodes)
+            raise ModelError(f"Group {group.id} of {model.name!r}, {names}, cannot be one kernel: {why}.")
         if not schedule.join(nodes):
-            raise ModelError(f"Group {group.id} of {model.name!r} and those before it would wait for each other: no order "
-                             "exists in which they can be launched.")  # fmt: skip
+            raise ModelError(f"Group {group.id} of {model.name!r} and those before it would wait for each other: "
+                             "no order exists in which they can be launched.")  # fmt: skip
 
 
 def _parsed(text: str, node: ir.Node) -> tuple[int, str]:
@@ -167,7 +168,8 @@ def kernel_costs(model: Model, batch: int = 1, dims: Mapping[str, int] | None = 
 
 def _read_from_outside(group: Group, nodes: Mapping[str, ir.Node]) -> list[str]:
     """The inputs whose data the group reads: not the numbers that only tell a view its shape."""
-    read = {v.name for n in group.nodes for v in (nodes[n].inputs[:1] if is_view(nodes[n]) else operands(nodes[n])) if v}
+    members = [nodes[name] for name in group.nodes]
+    read = {v.name for n in members for v in (n.inputs[:1] if is_view(n) else operands(n)) if v is not None}
     return [name for name in group.inputs if name in read]
 
 

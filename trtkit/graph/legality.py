@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
-from trtkit.graph.shapes import VIEWS, operands
+from trtkit.graph.shapes import operands
 
 # Operators whose work is multiply-adds: a kernel is built around one of them, and two of them are two kernels.
 HEAVY = frozenset({

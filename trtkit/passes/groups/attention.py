@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from trtkit.graph.shapes import VIEWS
-from trtkit.passes.groups.common import POINTWISE, GroupRule, Grouping, is_a
+from trtkit.passes.groups.common import POINTWISE, Grouping, GroupRule, is_a
 from trtkit.passes.match import with_scalar
 
 _BETWEEN = POINTWISE | VIEWS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from trtkit.passes.groups.activation import NATIVE, activation, gated
-from trtkit.passes.groups.common import LIGHT, REDUCES, GroupRule, Grouping, adds_constant, data_inputs, is_a
+from trtkit.passes.groups.common import LIGHT, REDUCES, Grouping, GroupRule, adds_constant, data_inputs, is_a
 from trtkit.passes.match import with_scalar
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from trtkit.passes.groups.common import HEAVY, NORMS, POINTWISE, GroupRule, Grouping, adds_constant, is_a
+from trtkit.passes.groups.common import HEAVY, NORMS, POINTWISE, Grouping, GroupRule, adds_constant, is_a
 
 
 class ResidualNorm(GroupRule):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from trtkit.passes.groups.common import LIGHT, REDUCES, GroupRule, Grouping, is_a, is_global
+from trtkit.passes.groups.common import LIGHT, REDUCES, Grouping, GroupRule, is_a, is_global
 from trtkit.passes.groups.epilogue import Epilogue
 from trtkit.passes.groups.siblings import Siblings
 

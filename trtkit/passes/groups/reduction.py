@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from trtkit.passes.common import dims
 from trtkit.passes.groups.activation import NATIVE, activation, gated
-from trtkit.passes.groups.common import GroupRule, Grouping, is_a, is_global
+from trtkit.passes.groups.common import Grouping, GroupRule, is_a, is_global
 
 
 class ActivationReduction(GroupRule):

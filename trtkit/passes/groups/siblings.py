@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from trtkit.passes.groups.common import GroupRule, Grouping, constant, dims, is_a
+from trtkit.passes.groups.common import Grouping, GroupRule, constant, dims, is_a
 
 
 class Siblings(GroupRule):
