@@ -15,7 +15,7 @@ from trtkit.model import Model
 
 Batch = Mapping[str, Any] | np.ndarray
 
-CHUNK_BYTES = 64 << 20  # of tensors that `each` holds at a time
+CHUNK_BYTES = 256 << 20  # of tensors that `each` holds at a time
 
 
 class Taps:
@@ -71,15 +71,15 @@ class Taps:
     def each(self, batch: Batch, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[str, np.ndarray]]:
         """Name and values of one tapped tensor after the other, in the order of `names`.
 
-        The graph runs again for every chunk, so memory stays near `chunk_bytes` however many tensors there are (or at
-        the largest tensor, if that is larger), for a little time.
+        The tensors come in chunks of at most `chunk_bytes` (or one tensor, if that is larger), and the graph is opened
+        and run again for each: ONNX Runtime keeps every output of a graph to the end of a run, fetched or not.
 
         Raises:
             ModelError: the batch does not fit the model's inputs.
         """
         inputs = self._model.check_inputs(batch)
         for chunk in self._chunks(inputs, chunk_bytes):
-            tensors = self.run(inputs, chunk)
+            tensors = Taps(self._origin, dict.fromkeys(chunk)).run(inputs)
             for name in chunk:
                 yield name, tensors.pop(name)
 
