@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from trtkit.passes.common import dims
 from trtkit.passes.groups.activation import NATIVE, activation, gated
-from trtkit.passes.groups.common import LIGHT, REDUCES, Grouping, GroupRule, adds_constant, data_inputs, is_a
+from trtkit.passes.groups.common import POINTWISE, REDUCES, Grouping, GroupRule, adds_constant, data_inputs, is_a
 from trtkit.passes.match import with_scalar
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -22,8 +23,10 @@ class Epilogue(GroupRule):
        written and read again by the next), one activation. After a product all of these may come again, as in
        `relu(x W + b) + x`; after a convolution the activation is the last.
     3. The Add of two convolutions goes to the one that is computed last: the other result is there by then.
-    4. An activation that is no part of a convolution's own code (`NATIVE`) is left to the kernel behind it, if that
-       is pointwise; and the whole chain behind a product is left to a softmax or normalisation that ends it.
+    4. A product of four dimensions or more is computed as one of two, and what adds a tensor of the full shape would
+       need it shaped back first: only bias and activation stay with it.
+    5. An activation that is no part of a convolution's own code (`NATIVE`) is left to the kernel behind it, if that
+       is pointwise; and the whole chain behind a product of three dimensions or fewer is left to a softmax or normalisation that ends it.
     """
 
     title = "epilogue"
@@ -49,19 +52,21 @@ def _after_convolution(node: ir.Node, grouping: Grouping) -> list[ir.Node]:
     if not act or (act[0].op_type in NATIVE and len(act) == 1):
         return [*sums, *act]
     behind = grouping.wiring.after[act[-1]]
-    return sums if any(is_a(reader, LIGHT | REDUCES) for reader in behind) else [*sums, *act]
+    return sums if any(is_a(reader, POINTWISE | REDUCES) for reader in behind) else [*sums, *act]
 
 
 def _after_product(node: ir.Node, grouping: Grouping) -> list[ir.Node]:
     found: list[ir.Node] = []
+    shape = dims(node.outputs[0])
+    flat = shape is None or len(shape) <= 3
     while len(found) < _LONGEST:
         last = found[-1] if found else node
-        more = _sums(last, grouping, adds=1) or _next_activation(last, grouping)
+        more = _sums(last, grouping, adds=int(flat)) or _next_activation(last, grouping)
         if not more:
             break
         found += more
     end = grouping.next(found[-1] if found else node)
-    return [] if is_a(end, REDUCES) else found
+    return [] if flat and is_a(end, REDUCES) else found
 
 
 def _sums(node: ir.Node, grouping: Grouping, adds: int) -> list[ir.Node]:
