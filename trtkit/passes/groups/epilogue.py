@@ -26,7 +26,8 @@ class Epilogue(GroupRule):
     4. A product of four dimensions or more is computed as one of two, and what adds a tensor of the full shape would
        need it shaped back first: only bias and activation stay with it.
     5. An activation that is no part of a convolution's own code (`NATIVE`) is left to the kernel behind it, if that
-       is pointwise; and the whole chain behind a product of three dimensions or fewer is left to a softmax or normalisation that ends it.
+       is pointwise; and the whole chain behind a product of three dimensions or fewer is left to a softmax or
+       normalisation that ends it.
     """
 
     title = "epilogue"
