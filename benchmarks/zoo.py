@@ -60,6 +60,7 @@ def export(entry: Entry, file: Path, small: bool = False, dynamic_batch: bool = 
     torch.manual_seed(0)
     module, inputs = entry.make(small)
     module.eval()
+    nets.fill_zero_biases(module)
     part = file.with_suffix(f".{os.getpid()}.part")
     if entry.exporter == "dynamo":
         trtkit.save(trtkit.load(module, inputs, name=entry.name, dynamic_batch=dynamic_batch), part)

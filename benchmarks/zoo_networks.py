@@ -18,6 +18,15 @@ def _image(size: int) -> dict[str, torch.Tensor]:
     return {"x": torch.randn(1, 3, size, size)}
 
 
+def fill_zero_biases(module: torch.nn.Module) -> None:
+    """Transformers start with biases of zero, and adding nothing is no work; trained ones are not zero."""
+    import torch
+
+    for parameter in module.parameters():
+        if parameter.dim() == 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+
+
 def _settle(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> Made:
     """Random scales and shifts, and the statistics of real activations, for every batch norm.
 

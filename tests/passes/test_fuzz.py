@@ -8,14 +8,29 @@ import onnx
 import pytest
 
 from benchmarks import fuzz_files, fuzz_passes
+from tests.passes.graphs import parse
 from trtkit.errors import ModelError
 from trtkit.importers import load
+from trtkit.passes import optimize
 
 
 def test_random_graphs_compute_the_same() -> None:
     ops, error = fuzz_passes.random_graphs(40, number=5)
     assert error is None and ops["graphs"] == 40
     assert {"If", "Loop", "Scan", "Conv", "Reshape", "Cast"} <= set(ops)
+
+
+def test_shapes_learnt_between_rounds_give_every_pass_another_look() -> None:
+    """What a Loop gives has no known shape; once the Loop is gone, the views after it cancel, in the same call."""
+    model = parse(
+        """int64[1] axes = {1} | trips = Constant <value = int64 {0}> ()  go = Constant <value = bool {1}> ()
+        t = Tanh(x)  s = Loop(trips, go, t) <body = b (int64 i, bool c, float[n, 4] v) => (bool c2, float[n, 4] v2) {
+            c2 = Identity(c)  v2 = Mul(v, v) }>
+        a = Unsqueeze(s, axes)  b = Squeeze(a, axes)  y = Relu(b)"""
+    )
+    after = optimize(model, 1)
+    assert after.op_counts == {"Tanh": 1, "Relu": 1}
+    assert optimize(after, 1).history == after.history
 
 
 def test_a_wrong_pass_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,8 @@ def _to_fixpoint(graph: ir.Model, passes: tuple[Rewrite, ...]) -> list[Step]:
                 idle[rule] = len(steps)
         if len(steps) == before:
             break
-        infer_missing(graphs_of(graph.graph), graph.opset_imports.get("", 0))
+        if infer_missing(graphs_of(graph.graph), graph.opset_imports.get("", 0)):
+            idle.clear()  # whoever found nothing to do did not know these shapes
     return steps
 
 

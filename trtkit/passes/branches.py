@@ -7,6 +7,7 @@ from collections import Counter
 import onnx_ir as ir
 
 from trtkit.passes.common import Rewrite, array, bodies, constant, graphs_of, is_used, remove, replace
+from trtkit.passes.inference import infer_onwards
 
 
 class InlineBranches(Rewrite):
@@ -73,7 +74,9 @@ class InlineBranches(Rewrite):
         return "Loop without turns removed"
 
     def _hand_over(self, node: ir.Node, results: list[ir.Value]) -> None:
+        """Let readers of the node read the results, whose shapes may be better known: that goes on to what follows."""
         assert node.graph is not None
+        readers = dict.fromkeys(reader for old in node.outputs for reader, _ in old.uses())
         for old, new in zip(node.outputs, results, strict=True):
             if not replace(old, new):
                 handed = ir.Node("", "Identity", [new], name=f"{node.name}_{old.name}")
@@ -82,6 +85,7 @@ class InlineBranches(Rewrite):
                 node.graph.insert_before(node, handed)
                 replace(old, handed.outputs[0])
         remove(node)
+        infer_onwards(readers, self.opset)
 
 
 class DropUnusedOutputs(Rewrite):

@@ -146,20 +146,24 @@ def infer_readers(value: ir.Value, opset: int) -> None:
         infer_onwards((reader for reader in readers if whole or reader.op_type in _SCALED), opset)
 
 
-def infer_missing(graphs: Iterable[ir.Graph], opset: int) -> None:
-    """Infer nodes of whose outputs type or rank is missing: those that passes made."""
+def infer_missing(graphs: Iterable[ir.Graph], opset: int) -> bool:
+    """Infer nodes of whose outputs type or rank is missing: those that passes made. Returns whether anything is new."""
+    new = False
     for graph in graphs:
         lacking = [n for n in graph if any(v.name and (v.shape is None or v.type is None) for v in n.outputs)]
-        infer_onwards(lacking, opset)
+        new |= infer_onwards(lacking, opset)
+    return new
 
 
-def infer_onwards(nodes: Iterable[ir.Node], opset: int) -> None:
-    """Infer these nodes, then the readers of what was new, and so on, until nothing new is found."""
-    waiting = deque(nodes)
+def infer_onwards(nodes: Iterable[ir.Node], opset: int) -> bool:
+    """Infer these nodes, then the readers of what was new, and so on; returns whether anything was."""
+    waiting, new = deque(nodes), False
     while waiting:
         node = waiting.popleft()
         if node.graph is not None and infer_node(node, opset):
+            new = True
             waiting.extend(reader for value in node.outputs for reader, _ in value.uses())
+    return new
 
 
 _UNKNOWN = (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError)
@@ -194,7 +198,11 @@ def output_types(node: ir.Node, opset: int) -> dict[str, onnx.TypeProto]:
 
 
 def _data(value: ir.Value) -> np.ndarray | None:
-    """The array behind an initialiser that nobody can override."""
-    if value.is_graph_input() or value.const_value is None or value.const_value.dtype == ir.DataType.STRING:
+    """The array behind an initialiser that nobody can override, or behind a Constant."""
+    node = value.producer()
+    if value.is_graph_input() or (
+        node is not None and (node.op_type != "Constant" or "sparse_value" in node.attributes)
+    ):
         return None
-    return value.const_value.numpy() if value.is_initializer() else None
+    tensor = value.const_value if node is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None or tensor.dtype == ir.DataType.STRING else tensor.numpy()
