@@ -94,18 +94,23 @@ def browser(tmp_path: Path) -> Iterator[Any]:
         driver.quit()
 
 
-# JupyterLab draws only the cells near the window, so the notebook's model is asked instead of the page.
-STATE = """
-const notebook = window.jupyterapp.shell.currentWidget;
-if (!notebook || !notebook.content || !notebook.content.model) { return null; }
+# JupyterLab draws only the cells near the window, so the notebook's model is asked, not the page. A page opened
+# without a window has no focus, hence no "current" widget: the notebook is looked up, and made current before it runs.
+NOTEBOOK = "const notebook = [...window.jupyterapp.shell.widgets('main')].find(w => w.content && w.content.model);"
+STATE = (
+    f"""{NOTEBOOK}
+if (!notebook) {{ return null; }}"""
+    + """
 const cells = notebook.content.model.sharedModel.toJSON().cells.filter(c => c.cell_type === 'code' && c.source.length);
 const kernel = notebook.sessionContext.session && notebook.sessionContext.session.kernel;
 const outputs = cells.flatMap(c => c.outputs);
 return {cells: cells.length, run: cells.filter(c => c.execution_count).length, kernel: kernel ? kernel.status : '',
         errors: outputs.filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)};
 """
-RUN_ALL = "window.jupyterapp.commands.execute('notebook:run-all-cells'); return true;"
-GO_TO = "window.jupyterapp.shell.currentWidget.content.scrollToItem(arguments[0]); return true;"
+)
+RUN_ALL = f"""{NOTEBOOK} window.jupyterapp.shell.activateById(notebook.id); notebook.content.node.focus();
+window.jupyterapp.commands.execute('notebook:run-all-cells'); return true;"""
+GO_TO = f"{NOTEBOOK} notebook.content.scrollToItem(arguments[0]); return true;"
 
 
 def wait_until(driver: Any, condition: Any, seconds: float, what: str) -> dict[str, Any]:
