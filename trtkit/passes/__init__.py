@@ -34,6 +34,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
@@ -61,7 +62,7 @@ from trtkit.passes.sequences import SplitSequences
 from trtkit.passes.shape_folding import FoldShapes
 from trtkit.passes.static_reshape import StaticReshape
 
-__all__ = ["LEVELS", "MAX_ROUNDS", "optimize", "passes_of"]
+__all__ = ["LEVELS", "MAX_ROUNDS", "optimize", "passes_of", "run_passes"]
 
 _CLEAN_UP = (
     RemoveNoOpShapes, RemoveNeutralArithmetic, SplitSequences, MergeConsecutive, ShareInitializers, ShareSubexpressions,
@@ -92,7 +93,6 @@ def passes_of(level: int) -> tuple[Rewrite, ...]:
     return tuple(rule() for rule in LEVELS[level])
 
 
-@collection_paused()
 def optimize(model: Model, level: int = 2) -> Model:
     """Make the graph smaller without changing what it computes.
 
@@ -112,7 +112,19 @@ def optimize(model: Model, level: int = 2) -> Model:
     >>> [(step.name, step.detail, step.nodes_before, step.nodes_after) for step in small.history[-1:]]
     [('remove identities', '1 Identity removed', 2, 1)]
     """
-    passes = passes_of(level)
+    return run_passes(model, passes_of(level))
+
+
+@collection_paused()
+def run_passes(model: Model, passes: Sequence[Rewrite]) -> Model:
+    """Run just these passes, in turn, until none finds anything to do: `optimize` with a choice of one's own.
+
+    >>> import onnx, trtkit
+    >>> model = trtkit.load(onnx.parser.parse_model('''<ir_version: 10, opset_import: ["": 20]>
+    ...     g (float[n, 4] x) => (float[n, 4] y) {a = Identity(x)  b = Relu(a)  y = Identity(b)}'''))
+    >>> run_passes(model, [RemoveIdentities()]).op_counts
+    {'Relu': 1}
+    """
     graph = working_copy(model)
     steps: list[Step] = []
     if passes and graph.functions:
@@ -122,7 +134,7 @@ def optimize(model: Model, level: int = 2) -> Model:
     return Model(graph, model.name, history=(*model.history, *steps), origin=model.origin, precision=model.precision)
 
 
-def _to_fixpoint(graph: ir.Model, passes: tuple[Rewrite, ...]) -> list[Step]:
+def _to_fixpoint(graph: ir.Model, passes: Sequence[Rewrite]) -> list[Step]:
     """Run the passes in turn until each has found nothing to do in the graph as it is."""
     steps: list[Step] = []
     idle: dict[Rewrite, int] = {}  # at how many steps a pass last found nothing to do
