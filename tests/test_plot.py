@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 import trtkit
 from trtkit import plot
 from trtkit.bench.measure import Measurement
+from trtkit.engine.agreement import Agreement, compare_groups
 from trtkit.engine.fusion import FusionMap, NodeAccount
 from trtkit.engine.layers import Layer
-from trtkit.plot.fusion import _collapsed, _Row
+from trtkit.graph.groups import Group
+from trtkit.plot.repeats import collapsed
 
 
 def texts(figure: Figure) -> list[str]:
@@ -70,12 +72,12 @@ def test_a_long_chain_of_nodes_breaks_into_lines() -> None:
 
 
 def test_collapsing_loses_nothing() -> None:
-    rows = [_Row((op,), "k", "") for op in "abcbcbcdefefx"]
-    blocks = _collapsed(rows)
+    rows = list("abcbcbcdefefx")
+    blocks = collapsed(rows)
     assert [row for block, times in blocks for row in block * times] == rows
-    assert ([("b",), ("c",)], 3) in [([row.ops for row in block], times) for block, times in blocks]
+    assert (["b", "c"], 3) in blocks
     assert sum(len(block) for block, _ in blocks) < len(rows)
-    assert _collapsed([]) == []
+    assert collapsed([]) == []
 
 
 def test_the_map_of_a_real_engine() -> None:
@@ -140,3 +142,56 @@ def test_a_picture_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nonsense"):
         plot.save(figure, tmp_path / "x.png")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+def judged(*rows: tuple[str, list[int], list[int | None]]) -> Agreement:
+    """An Agreement of rows: operators, our group of each, and TensorRT's kernel of each (None: it names none)."""
+    nodes, members = [], dict[int, list[NodeAccount]]()
+    for ops, ours, theirs in rows:
+        for op, group, kernel in zip(ops.split(), ours, theirs, strict=True):
+            node = NodeAccount(f"n{len(nodes)}", op, "view" if kernel is None else "kernel", kernel, "")
+            nodes.append(node)
+            members.setdefault(group, []).append(node)
+    kernels = tuple(layer("kgen") for _ in nodes)
+    groups = [
+        Group(number, "r", tuple(n.name for n in each), tuple(n.op_type for n in each), (), ())
+        for number, each in members.items()
+        if len(each) > 1
+    ]
+    return compare_groups(groups, FusionMap("net", tuple(nodes), kernels))
+
+
+def test_agreement_marks_and_lists_what_differs() -> None:
+    found = judged(
+        ("Conv Relu", [0, 0], [0, 0]),
+        ("Conv Relu Add", [1, 1, 1], [1, 1, 2]),
+        ("MaxPool", [2], [3]),
+        ("MatMul Reshape Softmax", [3, 3, 3], [4, None, 4]),
+        ("Mul Mul", [4, 5], [5, 5]),
+    )
+    figure = found.plot()
+    shown = texts(figure)
+    assert shown.count("the same kernel") == 2 and shown.count("alone in both") == 1
+    assert {"1: ours 1, TensorRT 2 kernels", "2: ours 2, TensorRT 1 kernel"} <= set(shown)
+    assert "1: 1× ours Conv+Relu+Add  |  TensorRT Conv+Relu, Add" in shown
+    assert "2: 1× ours Mul, Mul  |  TensorRT Mul+Mul" in shown
+    assert "2 of 4 fusions the same" in figure.axes[0].get_title(loc="left")
+    assert not overlapping(figure)
+    assert "alone in both" not in texts(found.plot(alone=False))
+    assert len(found.disagreements) == 2
+
+
+def test_agreement_says_how_often_a_difference_comes_and_draws_blocks_once() -> None:
+    blocks = []
+    for i in range(0, 8, 2):
+        blocks += [("Conv Relu", [i, i], [i, i]), ("Exp Neg", [8 + i] * 2, [i + 9, i + 1])]
+    figure = judged(*blocks).plot()
+    assert "4×" in texts(figure)
+    assert "1: 4× ours Exp+Neg  |  TensorRT Exp, Neg" in texts(figure)
+    assert texts(figure).count("Conv") == 1 and texts(judged(*blocks).plot(collapse=False)).count("Conv") == 4
+
+
+def test_a_chain_of_many_nodes_breaks_into_lines_and_says_where_it_is_interrupted() -> None:
+    figure = judged((" ".join(["Add"] * 19), [0] * 19, [0, 1, 0] + [0] * 16)).plot()
+    assert texts(figure).count("Add") == 19 and not overlapping(figure)
+    assert sum(line.get_linestyle() == ":" for line in figure.axes[0].lines) == 1

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import nan
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trtkit.engine.fusion import FusionMap, fusion_map
 from trtkit.engine.layers import Layer
@@ -15,6 +15,7 @@ from trtkit.graph.groups import Group, groups_of
 from trtkit.model import Model
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.table import Table
 
 EQUAL, CONTAINED, OVERLAPPING, MISSING = "equal", "contained", "overlapping", "not found"
@@ -63,6 +64,7 @@ class Agreement:
     kernels: tuple[KernelVerdict, ...]
     groups: tuple[GroupVerdict, ...]
     pair_jaccard: float
+    fusion: FusionMap
 
     @property
     def counts(self) -> dict[str, int]:
@@ -83,6 +85,12 @@ class Agreement:
         """Every kernel that is not inside one of our groups, then every group of ours that TensorRT splits."""
         lost = [kernel for kernel in self.kernels if kernel.verdict not in (EQUAL, CONTAINED)]
         return (*lost, *(group for group in self.groups if group.kernels > 1))
+
+    def plot(self, **options: Any) -> Figure:
+        """Our groups above the nodes, TensorRT's kernels below them; options as in `trtkit.plot.agreement`."""
+        from trtkit import plot
+
+        return plot.agreement(self, **options)
 
     def table(self) -> Table:
         """The numbers as a table for `rich.print`."""
@@ -135,7 +143,7 @@ def compare_groups(groups: Sequence[Group], fusion: FusionMap) -> Agreement:
         for group, names in zip(groups, ours, strict=True)
         if len(names) > 1
     )
-    return Agreement(fusion.model_name, kernels, verdicts, _jaccard(_pairs(theirs.values()), _pairs(ours)))
+    return Agreement(fusion.model_name, kernels, verdicts, _jaccard(_pairs(theirs.values()), _pairs(ours)), fusion)
 
 
 def _judge(

@@ -5,9 +5,10 @@ No picture says anything by colour alone. Every function returns a closed matplo
 
 from __future__ import annotations
 
+from trtkit.plot.agreement import agreement
 from trtkit.plot.bars import comparison, latency_bars
 from trtkit.plot.files import save, suffixes
 from trtkit.plot.fusion import fusion_map
 from trtkit.plot.style import style
 
-__all__ = ["comparison", "fusion_map", "latency_bars", "save", "style", "suffixes"]
+__all__ = ["agreement", "comparison", "fusion_map", "latency_bars", "save", "style", "suffixes"]

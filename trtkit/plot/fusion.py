@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import FancyBboxPatch, Polygon
 
 from trtkit.plot.operators import abbreviated, clipped, colour, families, ink
+from trtkit.plot.repeats import collapsed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +48,7 @@ def fusion_map(
     rows = _rows(fusion)
     if first is not None:
         rows = rows[:first]
-    blocks = _collapsed(rows) if collapse else [(rows, 1)]
+    blocks = collapsed(rows) if collapse else [(rows, 1)]
     height = sum(row.lines for block, _ in blocks for row in block) + 0.35 * len(blocks)
     figure, axis = plt.subplots(figsize=(9.5, 0.3 * height + 1.35))
     y = 0.0
@@ -96,43 +97,6 @@ def _counted(ops: list[str]) -> list[tuple[str, int]]:
 
 def _kernel_name(layer: Layer) -> str:
     return layer.kind if layer.ops == layer.kind else f"{layer.kind}: {layer.ops}"
-
-
-def _collapsed(rows: list[_Row]) -> list[tuple[list[_Row], int]]:
-    """Runs of equal blocks written once, in as few rows as can be: [a b c b c d] becomes [a], 2 x [b c], [d].
-
-    Shortest path from the last row to the first: a row costs 1, a bracket 1.5 more.
-    """
-    cost: list[float] = [0.0] * (len(rows) + 1)
-    step: list[tuple[int, int]] = [(1, 1)] * len(rows)  # period and times of the block that starts here
-    for i in range(len(rows) - 1, -1, -1):
-        cost[i] = cost[i + 1] + 1
-        for period, times in _repeats(rows, i):
-            price = cost[i + period * times] + period + 1.5
-            if price < cost[i]:
-                cost[i], step[i] = price, (period, times)
-    blocks: list[tuple[list[_Row], int]] = []
-    i = 0
-    while i < len(rows):
-        period, times = step[i]
-        if times == 1 and blocks and blocks[-1][1] == 1:
-            blocks[-1][0].append(rows[i])
-        else:
-            blocks.append((rows[i : i + period], times))
-        i += period * times
-    return blocks
-
-
-def _repeats(rows: list[_Row], start: int) -> list[tuple[int, int]]:
-    """(period, times) for every period at which the rows from `start` on repeat."""
-    found = []
-    for period in range(1, min(40, (len(rows) - start) // 2) + 1):
-        block, times = rows[start : start + period], 1
-        while rows[start + times * period : start + (times + 1) * period] == block:
-            times += 1
-        if times > 1:
-            found.append((period, times))
-    return found
 
 
 def _draw_row(axis: Axes, row: _Row, y: float) -> None:
