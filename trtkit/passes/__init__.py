@@ -29,6 +29,10 @@
 |---|---|
 | `stem.SpaceToDepthStem` | the first convolution on 2x2 phases of the image |
 | `split_reduction.SplitReduction` | a long sum over channels in parts |
+| `heads_as_batch.HeadsAsBatch` | self-attention of batch 1 with one product for Q, K and V |
+| `slice_mlp.SliceMlp` | the two products of a transformer's MLP in slices |
+
+`fix_shapes.fix_shapes` makes a model for inputs of one shape alone; the last two ask for that.
 """
 
 from __future__ import annotations

@@ -7,10 +7,12 @@ import time
 from trtkit.model import Model, Step
 from trtkit.passes.common import Rewrite, infer_shapes, working_copy
 from trtkit.passes.dead_code import RemoveDeadCode
+from trtkit.passes.heads_as_batch import HeadsAsBatch
+from trtkit.passes.slice_mlp import SliceMlp
 from trtkit.passes.split_reduction import SplitReduction
 from trtkit.passes.stem import SpaceToDepthStem
 
-_RULES: tuple[type[Rewrite], ...] = (SpaceToDepthStem, SplitReduction)
+_RULES: tuple[type[Rewrite], ...] = (SpaceToDepthStem, SplitReduction, HeadsAsBatch, SliceMlp)
 
 
 def low_latency(model: Model) -> Model:
@@ -18,11 +20,12 @@ def low_latency(model: Model) -> Model:
 
     Fewer nodes are not always faster. At batch 1 a large GPU idles: a convolution on 7x7 pixels has too few outputs for
     its multiprocessors, and the first convolution's three channels leave most of a tensor core empty. The rules of
-    `stem` and `split_reduction` trade a few more nodes for more parallel work. For larger batches there is
-    nothing to gain; measure both (`trtkit.bench.compare`), and keep what `optimize` alone gives where it is as fast.
+    `stem`, `split_reduction`, `heads_as_batch` and `slice_mlp` make more work for it at a time. For larger batches
+    there is nothing to gain; measure both (`trtkit.bench.compare`), and keep what `optimize` gives where it is as fast.
 
     Args:
-        model: as `optimize` leaves it; stays as it is.
+        model: as `optimize` leaves it; stays as it is. The rules for transformers apply to one whose input has a fixed
+            shape with batch 1 and that was optimised at level 3: `optimize(fix_shapes(model, shapes), level=3)`.
 
     Returns:
         A new model that computes the same, sums in another order; a Step in its history for each rule that fired.
