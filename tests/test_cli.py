@@ -16,6 +16,7 @@ import trtkit
 from trtkit import cli
 from trtkit.cli_inputs import parse_shapes, read_data
 from trtkit.errors import BuildError, DataError, ModelError
+from trtkit.graph.groups import groups_of
 
 
 def small_network() -> onnx.ModelProto:
@@ -78,6 +79,28 @@ def test_optimize(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_optimize_level_0_changes_nothing(folder: Path) -> None:
     assert run("optimize", "small.onnx", "--level", "0") == 0
     assert trtkit.load("small-optimized.onnx").node_count == 4
+
+
+def test_groups(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("optimize", "small.onnx", "-o", "out.onnx") == 0
+    capsys.readouterr()
+    assert run("groups", "out.onnx") == 0
+    printed = capsys.readouterr().out
+    assert "1 x Conv+Relu" in printed and "TensorRT" not in printed
+    marked = trtkit.load("out-groups.onnx")
+    assert [group.label for group in groups_of(marked)] == ["Conv+Relu"]
+
+
+def test_groups_against_an_engine(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("optimize", "small.onnx", "-o", "out.onnx") == 0
+    assert run("groups", "out.onnx", "--compare", "--map", "map.png") == 0
+    printed = capsys.readouterr().out
+    assert "1 of TensorRT's 1 multi-node kernels are in a group of ours (1 equal to it)" in printed
+    assert plt.imread("map.png").std() > 0.01
+    with pytest.raises(SystemExit):
+        run("groups", "out.onnx", "--nothing")
+    assert run("groups", "out.onnx", "--map", "map.xyz") == 1
+    assert "map.xyz" in capsys.readouterr().err
 
 
 def test_autocast(folder: Path) -> None:

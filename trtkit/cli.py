@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,32 @@ def quantize(args: argparse.Namespace) -> None:
     path = target(args.output, args.model, "-int8.onnx")
     model = load_model(args.model, "quantize")
     _save(trtkit.quantize(model, read_data(args.data, model), method=args.method or DEFAULT_METHOD), path)
+
+
+def groups(args: argparse.Namespace) -> None:
+    """Mark which nodes one kernel shall compute, and compare with the kernels that TensorRT makes."""
+    from trtkit.engine.agreement import agreement
+    from trtkit.graph.groups import groups_of
+    from trtkit.passes.groups import fuse_groups
+
+    path = target(args.output, args.model, "-groups.onnx")
+    check_picture(args.map)
+    model = fuse_groups(load_model(args.model, "groups"))
+    _save(model, path)
+    for label, count in Counter(group.label for group in groups_of(model)).most_common():
+        print(f"{count:5d} x {label}")
+    if not (args.compare or args.map):
+        return
+    with _Bar() as progress, _parser_advice(args.model):  # only the layers of this engine are read: it is not kept
+        engine = trtkit.build(model, read_shapes(args.shapes, model), progress=progress, verify=False)
+    found = agreement(model, engine.layers)
+    print(found)
+    for difference in found.disagreements:
+        print(f"  {difference}")
+    if args.map:
+        from trtkit.plot import save
+
+        print(f"picture: {save(found.plot(), args.map)}")
 
 
 def build(args: argparse.Namespace) -> None:
@@ -271,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_model_verbs(verb: Callable[[Callable[[argparse.Namespace], None]], argparse.ArgumentParser]) -> None:
     scales = "how calibration chooses scales (default: percentile)"
     shapes = "for each input that can change; the name may be left out where there is one input"
-    for function in (optimize, autocast, quantize, build):
+    for function in (optimize, autocast, quantize, groups, build):
         added = verb(function)
         added.add_argument("model", metavar="MODEL.onnx")
         added.add_argument("-o", "--output", metavar="FILE", help="default: made of the model's name, in this folder")
@@ -283,8 +310,12 @@ def _add_model_verbs(verb: Callable[[Callable[[argparse.Namespace], None]], argp
             added.add_argument("--method", choices=("max", "percentile", "entropy"), help=scales)
         if function in (quantize, build):
             _add_data(added, required=function is quantize)
-        if function is build:
+        if function in (groups, build):
             added.add_argument("--shapes", action="append", default=[], metavar="NAME:LEAST,BEST,LARGEST", help=shapes)
+        if function is groups:
+            added.add_argument("--compare", action="store_true", help="build an engine, and list where it differs")
+            added.add_argument("--map", metavar="FILE.png", help="draw the groups above the nodes, its kernels below")
+        if function is build:
             added.add_argument("--reference", metavar="MODEL.onnx", help="what it was made from, to verify against")
             added.add_argument("--workspace-mib", type=int, metavar="MIB", help="scratch memory a kernel may use")
             added.add_argument("--tolerance", type=float, help="largest relative error to accept")
