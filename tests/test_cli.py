@@ -81,6 +81,13 @@ def test_optimize_level_0_changes_nothing(folder: Path) -> None:
     assert trtkit.load("small-optimized.onnx").node_count == 4
 
 
+def test_optimize_for_one_shape_and_for_single_requests(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("optimize", "small.onnx", "--fix", "1x3x8x8", "--level", "3", "--low-latency") == 0
+    assert trtkit.load("small-optimized.onnx").inputs[0].shape == (1, 3, 8, 8)
+    assert run("optimize", "small.onnx", "--fix", "1x3x9x8") == 1
+    assert "cannot have the shape (1, 3, 9, 8)" in capsys.readouterr().err
+
+
 def test_groups(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("optimize", "small.onnx", "-o", "out.onnx") == 0
     capsys.readouterr()

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from trtkit.importers import load
     from trtkit.model import save
     from trtkit.passes import optimize
+    from trtkit.passes.fix_shapes import fix_shapes
+    from trtkit.passes.low_latency import low_latency
     from trtkit.quant.autocast import autocast
     from trtkit.quant.qdq import quantize
 
@@ -29,7 +31,9 @@ __all__ = [
     "autocast",
     "build",
     "compare",
+    "fix_shapes",
     "load",
+    "low_latency",
     "merge",
     "multi_head",
     "open_engine",
@@ -44,6 +48,8 @@ _HOME = {
     "load": "trtkit.importers",
     "save": "trtkit.model",
     "optimize": "trtkit.passes",
+    "fix_shapes": "trtkit.passes.fix_shapes",
+    "low_latency": "trtkit.passes.low_latency",
     "autocast": "trtkit.quant.autocast",
     "merge": "trtkit.compose.merge",
     "split": "trtkit.compose.split",

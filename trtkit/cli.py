@@ -75,7 +75,11 @@ def doctor(args: argparse.Namespace) -> None:
 def optimize(args: argparse.Namespace) -> None:
     """Make the graph smaller without changing what it computes."""
     path = target(args.output, args.model, "-optimized.onnx")
-    _save(trtkit.optimize(load_model(args.model, "optimize"), level=args.level), path)
+    model = load_model(args.model, "optimize")
+    if fixed := read_shapes(args.fix, model):
+        model = trtkit.fix_shapes(model, {name: shapes[0] for name, shapes in fixed.items()})
+    model = trtkit.optimize(model, level=args.level)
+    _save(trtkit.low_latency(model) if args.low_latency else model, path)
 
 
 def autocast(args: argparse.Namespace) -> None:
@@ -304,6 +308,8 @@ def _add_model_verbs(verb: Callable[[Callable[[argparse.Namespace], None]], argp
         added.add_argument("-o", "--output", metavar="FILE", help="default: made of the model's name, in this folder")
         if function is optimize:
             added.add_argument("--level", type=int, choices=(0, 1, 2, 3), default=2, help="default: 2; 3 fuses, too")
+            added.add_argument("--fix", action="append", default=[], metavar="NAME:SHAPE", help="for this shape alone")
+            added.add_argument("--low-latency", action="store_true", help="for one request at a time on a large GPU")
         elif function is autocast:
             added.add_argument("precision", choices=("fp16", "bf16"))
         elif function is quantize:
