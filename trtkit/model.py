@@ -8,7 +8,7 @@ import gc
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -235,16 +235,17 @@ def save(model: Model, path: str | os.PathLike[str]) -> Path:
             for file in (whole.with_name(path.name + ".data"), whole):
                 os.replace(file, path.with_name(file.name))
         return path
-    write_atomically(path, *onnx_file.chunks(model.ir))
+    write_atomically(path, onnx_file.chunks(model.ir))
     return path
 
 
-def write_atomically(path: Path, *data: bytes | memoryview) -> None:
-    """Write to a temporary name in the same folder, then rename: nobody ever sees half a file."""
+def write_atomically(path: Path, data: onnx_file.Chunk | Iterable[onnx_file.Chunk]) -> None:
+    """Write data, or pieces of it, to a temporary name in the same folder, then rename: nobody sees half a file."""
+    pieces = (data,) if isinstance(data, (bytes, memoryview)) else data
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.writelines(data)
+            file.writelines(pieces)
         os.chmod(temporary, 0o644)  # mkstemp made it private
         os.replace(temporary, path)
     except BaseException:

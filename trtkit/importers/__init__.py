@@ -9,6 +9,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
@@ -81,11 +82,13 @@ def _from_file(path: Path, name: str | None) -> Model:
         near = sorted(p.name for p in path.parent.glob("*.onnx")) if path.parent.is_dir() else []
         hint = f" ONNX files in that folder: {', '.join(near[:5])}." if near else ""
         raise ModelError(f"No such file: {path}.{hint}")
-    return _from_bytes(path.read_bytes(), name or path.stem, str(path), base_dir=path.parent)
+    data = np.fromfile(path, np.uint8)  # NumPy asks for large pages of memory, which halves the time of a large read
+    data.setflags(write=False)
+    return _from_bytes(data.data, name or path.stem, str(path), base_dir=path.parent)
 
 
 @collection_paused()
-def _from_bytes(data: bytes, name: str | None, what: str, base_dir: Path | None = None) -> Model:
+def _from_bytes(data: onnx_file.Chunk, name: str | None, what: str, base_dir: Path | None = None) -> Model:
     light, where = onnx_file.split(data)
     proto = _parse(light, what)
     try:
@@ -95,20 +98,22 @@ def _from_bytes(data: bytes, name: str | None, what: str, base_dir: Path | None 
     return _from_proto(proto, name, what, base_dir, weights)
 
 
-def _stored_weights(proto: onnx.ModelProto, data: bytes, where: Mapping[int, tuple[int, int]]) -> dict[str, ir.Tensor]:
+def _stored_weights(
+    proto: onnx.ModelProto, data: onnx_file.Chunk, where: Mapping[int, tuple[int, int]]
+) -> dict[str, ir.Tensor]:
     """Tensors that look at a file's bytes, by name; those of odd types are put back into the message."""
     found = {}
     for place, (start, end) in where.items():
         info = proto.graph.initializer[place]
         if info.data_type not in ir.DataType._value2member_map_ or not onnx_file.whole_bytes(info.data_type):
-            info.raw_data = data[start:end]
+            info.raw_data = bytes(data[start:end])
         else:
             _check_length(info, end - start)
             found[info.name] = onnx_file.tensor(info, data, start, end)
     return found
 
 
-def _parse(data: bytes, what: str) -> onnx.ModelProto:
+def _parse(data: onnx_file.Chunk, what: str) -> onnx.ModelProto:
     """Bytes to ModelProto. An empty message is valid protobuf, so emptiness is asked for as well."""
     proto = onnx.ModelProto()
     try:
@@ -178,6 +183,7 @@ def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     graph = bare.graph
     graph.name = proto.graph.name or "graph"
     graph.node.extend(proto.graph.node)
+    onnx_file.drop_metadata(bare)
     graph.input.extend(proto.graph.input)
     graph.output.extend(proto.graph.output)
     given = {value.name for value in proto.graph.input}

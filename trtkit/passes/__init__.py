@@ -142,8 +142,13 @@ def _to_fixpoint(graph: ir.Model, passes: Sequence[Rewrite]) -> list[Step]:
     """Run the passes in turn until each has found nothing to do in the graph as it is."""
     steps: list[Step] = []
     idle: dict[Rewrite, int] = {}  # at how many steps a pass last found nothing to do
+    nodes = _count(graph)
+    first = next((rule for rule in passes if not rule.asks_types), None)
+    if first is not None and (step := _run(graph, first, nodes, first.title)) and first.done:
+        steps.append(step)  # what is there twice needs no types, and inference then has less to do, often by half
+        nodes = step.nodes_after
     infer_shapes(graph)
-    present, nodes = _operators(graph), _count(graph)
+    present = _operators(graph)
     for _ in range(MAX_ROUNDS):
         before = len(steps)
         for rule in passes:

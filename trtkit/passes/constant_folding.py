@@ -16,7 +16,7 @@ from onnx.reference.ops import load_op
 
 from trtkit.graph.shapes import has_body
 from trtkit.passes.common import Rewrite, array, constant, initializer, remove, replace
-from trtkit.passes.inference import infer_readers, output_types
+from trtkit.passes.inference import curious_readers, infer_node, output_types
 
 log = logging.getLogger(__name__)
 
@@ -62,18 +62,23 @@ class FoldConstants(Rewrite):
 
     title = "fold constants"
 
+    def _begin(self, model: ir.Model) -> None:
+        super()._begin(model)
+        self._told: set[ir.Node] = set()  # nodes of whose inputs something new is known; the walk comes to them later
+
     def rewrite(self, node: ir.Node) -> str | None:
-        if any(value.is_graph_output() for value in node.outputs) or not self._is_constant(node):
-            return None
-        results = self._evaluate(node)
+        foldable = not any(value.is_graph_output() for value in node.outputs) and self._is_constant(node)
+        results = self._evaluate(node) if foldable else None
         if results is None:
+            if node in self._told and infer_node(node, self.opset):
+                self._told.update(reader for value in node.outputs for reader, _ in value.uses())
             return None
         assert node.graph is not None
         for old, data in zip(node.outputs, results, strict=True):
             name, old.name = old.name or f"{node.name}_constant", f"{old.name}_folded"
             weight = initializer(node.graph, name, data, old.dtype)
             replace(old, weight)
-            infer_readers(weight, self.opset)
+            self._told.update(curious_readers(weight))
         remove(node)
         return "Constant made weights" if node.op_type == "Constant" else f"{node.op_type} folded"
 

@@ -30,6 +30,7 @@ class ShareSubexpressions(Rewrite):
     """
 
     title = "share subexpressions"
+    asks_types = False
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         self._begin(model)

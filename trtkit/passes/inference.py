@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from trtkit.graph.shapes import WITH_BODY, has_body
-from trtkit.onnx_file import without_weights
+from trtkit.onnx_file import drop_metadata, without_weights
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ def infer_shapes(model: ir.Model) -> None:
     if all(_is_static(value) for node in model.graph for value in node.outputs if value.name):
         return
     proto, large = without_weights(model)
+    drop_metadata(proto)
     given = {value.name for value in proto.graph.input}
     for value in large:
         if value.name not in given and (weight := value.const_value) is not None:
@@ -137,13 +138,11 @@ def infer_node(node: ir.Node, opset: int) -> bool:
     return any(told)
 
 
-def infer_readers(value: ir.Value, opset: int) -> None:
-    """Infer the readers of a value that has become a constant, where its numbers may say something about shapes."""
-    small = value.const_value is not None and value.const_value.size <= _SMALL
-    whole = value.dtype in (ir.DataType.INT64, ir.DataType.INT32)
-    readers = dict.fromkeys(reader for reader, _ in value.uses())
-    if small:
-        infer_onwards((reader for reader in readers if whole or reader.op_type in _SCALED), opset)
+def curious_readers(value: ir.Value) -> Iterator[ir.Node]:
+    """Readers of a value that has become a constant, where its numbers may say something about shapes."""
+    if value.const_value is not None and value.const_value.size <= _SMALL:
+        whole = value.dtype in (ir.DataType.INT64, ir.DataType.INT32)
+        yield from dict.fromkeys(reader for reader, _ in value.uses() if whole or reader.op_type in _SCALED)
 
 
 def infer_missing(graphs: Iterable[ir.Graph], opset: int) -> bool:

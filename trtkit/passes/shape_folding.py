@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trtkit.passes.common import Dims, Rewrite, constant, dims, initializer, remove, replace
-from trtkit.passes.inference import infer_onwards, infer_readers, is_known, learn_shape
+from trtkit.passes.inference import curious_readers, infer_onwards, is_known, learn_shape
 from trtkit.passes.noop_shape import numbers
 
 _LONGEST = 64  # elements; nothing with more is a shape
@@ -67,7 +67,7 @@ class FoldShapes(Rewrite):
         weight = initializer(graph, name, data)
         replace(out, weight)
         remove(node)
-        infer_readers(weight, self.opset)
+        infer_onwards(curious_readers(weight), self.opset)
 
     def value_of(self, value: ir.Value | None) -> Dims | None:
         """The numbers in a small integer tensor, or what is noted of them; a scalar counts as one number."""
