@@ -25,8 +25,12 @@ import trtkit
 from benchmarks import fuzz_files
 from benchmarks.backend_models import difference, run
 from benchmarks.random_graphs import graphs
-from trtkit.passes import LEVELS
+from trtkit.model import Model
+from trtkit.passes import LEVELS, run_passes
+from trtkit.passes.horizontal import MergeSiblings
+from trtkit.passes.split_sinking import SinkSplits
 
+SIBLINGS = (MergeSiblings(), SinkSplits())  # in no level
 TOLERANCE = 2e-3  # of the largest number of an output: a fused or reordered sum rounds differently
 
 
@@ -43,17 +47,22 @@ def check(proto: onnx.ModelProto) -> None:
         wanted = {batch: run(original, inputs(batch)) for batch in (2, 3)}
     except Exception:  # noqa: BLE001 - ONNX Runtime loses a Cast to the same type that only a body reads
         reject()
-    for level in LEVELS:
-        small = trtkit.optimize(model, level)
+    for level in (*LEVELS, "siblings"):
+        small = _rewritten(model, level)
         after = small.to_proto()
         onnx.checker.check_model(after, full_check=True)
         for batch, before in wanted.items():
             for a, b in zip(before, run(after, inputs(batch)), strict=True):
                 _same(a, b, level)
-        assert trtkit.optimize(small, level).history == small.history, f"level {level}: a second run changes more"
+        assert _rewritten(small, level).history == small.history, f"level {level}: a second run changes more"
 
 
-def _same(a: Any, b: Any, level: int) -> None:
+def _rewritten(model: Model, level: int | str) -> Model:
+    """By the passes of a level, or by those that are in none."""
+    return trtkit.optimize(model, level) if isinstance(level, int) else run_passes(model, SIBLINGS)
+
+
+def _same(a: Any, b: Any, level: int | str) -> None:
     """Equal up to rounding; a number that is not finite must be the same on both sides."""
     assert a.shape == b.shape and a.dtype == b.dtype, f"level {level}: {b.dtype} {b.shape} for {a.dtype} {a.shape}"
     finite = np.isfinite(a)

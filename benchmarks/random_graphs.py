@@ -151,6 +151,28 @@ class Grower:
             y = self.node("BatchNormalization", [y, *statistics])
         self.add(y, shape)
 
+    def siblings(self) -> None:
+        """Two or three products or convolutions of one tensor, each part then treated alike or not, and joined."""
+        x, shape = self.pick((BATCH, 4, 6))
+        conv = self.draw(st.booleans())
+        widths = self.draw(st.permutations([2, 2] if conv else [2, 3, 1]))
+        parts = [self.sibling(x, width, conv) for width in widths]
+        tail = self.draw(st.sampled_from(["", "Relu", "Neg", "scale"]))
+        for i, width in enumerate(widths):
+            if tail == "scale":
+                scale = self.rng.uniform(0.5, 2, (width, 1) if conv else (width,))
+                parts[i] = self.node("Mul", [parts[i], self.constant(scale)])
+            elif tail and (i == 0 or self.draw(st.booleans())):
+                parts[i] = self.node(tail, [parts[i]])
+        self.add(self.node("Concat", parts, axis=1 if conv else 2), shape)
+
+    def sibling(self, x: str, width: int, conv: bool) -> str:
+        if not conv:
+            return self.node("MatMul", [x, self.constant(self.rng.standard_normal((6, width)) / 6)])
+        bias = [self.constant(self.rng.standard_normal(width))] if self.draw(st.booleans()) else []
+        weight = self.constant(self.rng.standard_normal((width, 4, 3)) / 4)
+        return self.node("Conv", [x, weight, *bias], pads=[1, 1])
+
     def gelu(self) -> None:
         x, shape = self.pick()
         e = self.node("Erf", [self.node("Div", [x, self.constant(1.4142135)])])
@@ -232,8 +254,8 @@ def _info(name: str, shape: Shape) -> onnx.ValueInfoProto:
 
 
 STEPS = (
-    "unary", "casts", "binary", "with_constant", "transpose", "reshape", "no_op", "halves", "matmul", "conv_bn", "gelu",
-    "layer_norm", "where", "branch", "loop", "scan",
+    "unary", "casts", "binary", "with_constant", "transpose", "reshape", "no_op", "halves", "matmul", "conv_bn",
+    "siblings", "gelu", "layer_norm", "where", "branch", "loop", "scan",
 )  # fmt: skip
 
 

@@ -32,6 +32,13 @@
 | `heads_as_batch.HeadsAsBatch` | self-attention of batch 1 with one product for Q, K and V |
 | `slice_mlp.SliceMlp` | the two products of a transformer's MLP in slices |
 
+`run_passes` runs a choice of one's own. Two passes are for that alone, since what they gain depends on the machine:
+
+| pass | rule |
+|---|---|
+| `horizontal.MergeSiblings` | Conv, MatMul or Gemm of one input side by side in one |
+| `split_sinking.SinkSplits` | what all parts of a Split go through, before the Split |
+
 `fix_shapes.fix_shapes` makes a model for inputs of one shape alone; the last two ask for that.
 """
 
