@@ -17,64 +17,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-TINY = """<ir_version: 8, opset_import: ["": 17]> tiny (float[n, 4] x) => (float[n, 4] y)
-    <float[4] w = {1.0, 2.0, 3.0, 4.0}> { a = Identity(x)  b = Mul(a, w)  s = Shape(b)  y = Reshape(b, s) }"""
+from trtkit.bench.optimizers import OPTIMIZERS, TINY, Optimizer, trtkit_at
 
-Optimizer = Callable[[str, str], None]  # reads one ONNX file, writes another
-
-
-def trtkit_at(level: int | None = None) -> Optimizer:
-    import trtkit
-
-    def run(source: str, target: str) -> None:
-        model = trtkit.load(source)
-        trtkit.save(trtkit.optimize(model) if level is None else trtkit.optimize(model, level), target)
-
-    return run
-
-
-def onnxslim() -> Optimizer:
-    import onnxslim
-
-    return lambda source, target: onnxslim.slim(source, target)
-
-
-def onnxsim() -> Optimizer:
-    import onnx
-    import onnxsim
-
-    return lambda source, target: onnx.save(onnxsim.simplify(source)[0], target)
-
-
-def onnxscript() -> Optimizer:
-    import onnx_ir as ir
-    import onnxscript.optimizer
-
-    return lambda source, target: ir.save(onnxscript.optimizer.optimize(ir.load(source)), target)
-
-
-def onnxruntime() -> Optimizer:
-    """The offline optimiser at its basic level, which keeps to ONNX's own operators. Making a session is part of it."""
-    import onnxruntime as ort
-
-    def run(source: str, target: str) -> None:
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = target
-        options.log_severity_level = 3
-        ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-    return run
-
-
-CONTENDERS: dict[str, Callable[[], Optimizer]] = {
-    "trtkit": trtkit_at,
+CONTENDERS: dict[str, Callable[[], Optimizer]] = OPTIMIZERS | {
     "trtkit-1": lambda: trtkit_at(1),
     "trtkit-2": lambda: trtkit_at(2),
-    "onnxslim": onnxslim,
-    "onnxsim": onnxsim,
-    "onnxscript": onnxscript,
-    "onnxruntime": onnxruntime,
 }
 
 

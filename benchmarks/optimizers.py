@@ -31,10 +31,10 @@ from benchmarks import synthetic, zoo
 from benchmarks.optimizer_child import CONTENDERS, op_counts
 from trtkit.bench import record
 from trtkit.bench.measure import Measurement
+from trtkit.bench.optimizers import TOLERANCE, error, plain_outputs
 
 PEERS = ("onnxslim", "onnxsim", "onnxscript", "onnxruntime")
 TIMEOUT = 900  # seconds a contender may take for one network
-TOLERANCE = 1e-3  # relative; reordered sums in float32 stay far below
 COMMAND = "python3 -m benchmarks.optimizers"
 
 
@@ -53,16 +53,6 @@ def child(module: str, *arguments: object, timeout: float = TIMEOUT) -> dict[str
     return result
 
 
-def outputs(file: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """What ONNX Runtime computes with all of its own optimisations off."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"]).run(None, inputs)
-
-
 def compare(original: Path, optimised: Path) -> dict[str, Any]:
     """Relative error on seeded inputs of a batch of 2, and whether ONNX's checker accepts the optimised file."""
     import onnx
@@ -73,21 +63,13 @@ def compare(original: Path, optimised: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"valid": True}
     try:
         onnx.checker.check_model(str(optimised), full_check=True)
-    except Exception as error:  # noqa: BLE001 - whatever the checker says is the result
-        result |= {"valid": False, "why": str(error).strip().splitlines()[0][:200]}
+    except Exception as failure:  # noqa: BLE001 - whatever the checker says is the result
+        result |= {"valid": False, "why": str(failure).strip().splitlines()[0][:200]}
     try:
-        wanted, given = outputs(original, inputs), outputs(optimised, inputs)
-        result["error"] = max(_error(a, b) for a, b in zip(wanted, given, strict=True))
-    except Exception as error:  # noqa: BLE001
-        result |= {"error": None, "why": str(error).strip().splitlines()[0][:200]}
+        result["error"] = error(plain_outputs(original, inputs), plain_outputs(optimised, inputs))
+    except Exception as failure:  # noqa: BLE001
+        result |= {"error": None, "why": str(failure).strip().splitlines()[0][:200]}
     return result
-
-
-def _error(wanted: np.ndarray, given: np.ndarray) -> float:
-    if wanted.shape != given.shape or wanted.dtype != given.dtype:
-        return float("inf")
-    difference = np.abs(wanted.astype(np.float64) - given.astype(np.float64)).max(initial=0)
-    return float(difference / max(np.abs(wanted.astype(np.float64)).max(initial=0), 1e-30)) if difference else 0.0
 
 
 def run(name: str, contender: str, original: Path, repeats: int, keep: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from trtkit.bench.record import Records, load, measure_or_recall
+from trtkit.bench.record import Records, keys, load, measure_or_recall
 from trtkit.errors import RecordError
 
 if TYPE_CHECKING:
@@ -63,6 +63,23 @@ def sweep(
 def recalled(precision: str, batch: int) -> Figures:
     """The same from the record, GPU or not. Raises RecordError when there is none."""
     return _figures(load(f"resnet50-{precision}-b{batch}"))
+
+
+def levels(precision: str = "fp16") -> dict[str, Records]:
+    """Latency at batch 1 by network, and in it by level of `optimize`: "level-0" is the graph as exported.
+
+    From the records, GPU or not: measuring them takes minutes (`python3 -m benchmarks.engine_effects`). A level whose
+    graph TensorRT refused is not among them; `extra["refused"]` of the others says why.
+
+    >>> sorted(levels()["swin-t"])
+    ['level-1', 'level-2', 'level-3']
+    """
+    start, end = "engine-latency-", f"-{precision}"
+    return {
+        key.removeprefix(start).removesuffix(end): load(key)
+        for key in keys()
+        if key.startswith(start) and key.endswith(end)
+    }
 
 
 def _figures(records: Records) -> Figures:

@@ -43,13 +43,59 @@ def resnet50(seed: int = 0) -> torch.nn.Module:
     >>> sum(p.numel() for p in resnet50().parameters())
     25557032
     """
+    return classifier("resnet50", seed)
+
+
+def classifier(name: str, seed: int = 0) -> torch.nn.Module:
+    """One of torchvision's image classifiers by name, with seeded random weights as `resnet50` has them, in eval mode.
+
+    >>> sum(p.numel() for p in classifier("shufflenet_v2_x1_0").parameters())
+    2278604
+    """
     torch, models = _torch(), _torchvision_models()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = models.resnet50()
+        net = getattr(models, name)()
         _randomise_batch_norms(net)
         _settle(net, torch.from_numpy(photos.views(9, seed=seed)))
     return net.eval()
+
+
+def swin(stages: int = 2, seed: int = 0) -> torch.nn.Module:
+    """The first stages of Swin-T (windows of 7 x 7 patches, every other one shifted) and a classifier behind them.
+
+    Each stage has two blocks, as Swin-T's first two. Random weights, (N, 3, 224, 224) to (N, 1000) float32.
+
+    >>> len(swin(1).features)
+    2
+    """
+    torch, models = _torch(), _torchvision_models()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = models.SwinTransformer(
+            [4, 4], 96, [2] * stages, [3 * 2**stage for stage in range(stages)], [7, 7], stochastic_depth_prob=0.0
+        )
+    return net.eval()
+
+
+def attention(width: int = 64, heads: int = 8, seed: int = 0) -> torch.nn.Module:
+    """Multi-head self-attention written out, (N, tokens, width) float32 to the same; random weights."""
+    torch = _torch()
+    nn = torch.nn
+
+    class Attention(nn.Module):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+
+        def forward(self, x: Any) -> Any:
+            q, k, v = (layer(x).unflatten(-1, (heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+            weights = torch.softmax(q @ k.transpose(-2, -1) / (width // heads) ** 0.5, -1)
+            return self.out((weights @ v).transpose(1, 2).flatten(-2))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Attention().eval()
 
 
 def projections(width: int = 256, seed: int = 0) -> torch.nn.Module:
