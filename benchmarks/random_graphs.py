@@ -89,6 +89,33 @@ class Grower:
         perm = list(self.draw(st.permutations(range(len(shape)))))
         self.add(self.node("Transpose", [x], perm=perm), tuple(shape[i] for i in perm))
 
+    def between_transposes(self) -> None:
+        """Two tensors transposed alike, a few operators on them, and back or on to another order."""
+        x, shape = self.pick((BATCH, 4, 6))
+        perm = list(self.draw(st.permutations(range(3))))
+        a, b = (self.node("Transpose", [t], perm=perm) for t in (x, self.pick((BATCH, 4, 6))[0]))
+        for kind in self.draw(st.lists(st.sampled_from(["Relu", "Add", "bias", "join", "mean"]), max_size=4)):
+            last = [1 if isinstance(d, str) else d for d in (shape[axis] for axis in perm)][-1]
+            if kind == "bias":
+                a = self.node("Mul", [a, self.constant(self.rng.uniform(0.5, 2, last))])
+            elif kind == "mean":
+                axes = {"axes": [perm.index(2)]} if self.opset < 18 else {}
+                more = [self.constant([perm.index(2)], np.int64)] if self.opset >= 18 else []
+                a = self.node("Sub", [a, self.node("ReduceMean", [a, *more], keepdims=1, **axes)])
+            elif kind == "join":
+                axis = perm.index(2)
+                a = self.slice(self.node("Concat", [a, b], axis=axis), 3, 9, axis)
+            else:
+                a = self.node(kind, [a, b] if kind == "Add" else [a])
+        if self.draw(st.booleans()):
+            self.add(self.node("Neg", [a]), tuple(shape[axis] for axis in perm))
+        if self.opset >= 18 and self.draw(st.booleans()):
+            axis = self.draw(st.sampled_from([i for i in range(3) if perm[i]]))
+            less = self.node("ReduceMax", [a, self.constant([axis], np.int64)], keepdims=0)
+            kept = tuple(shape[p] for i, p in enumerate(perm) if i != axis)
+            self.add(self.node("Relu", [less]), kept)
+        self.add(self.node("Transpose", [a], perm=[perm.index(axis) for axis in range(3)]), shape)
+
     def reshape(self) -> None:
         """(n, 4, 6) to another view and back, the way an exporter writes it, or by a constant."""
         x, _ = self.pick((BATCH, 4, 6))
@@ -255,7 +282,7 @@ def _info(name: str, shape: Shape) -> onnx.ValueInfoProto:
 
 STEPS = (
     "unary", "casts", "binary", "with_constant", "transpose", "reshape", "no_op", "halves", "matmul", "conv_bn",
-    "siblings", "gelu", "layer_norm", "where", "branch", "loop", "scan",
+    "between_transposes", "siblings", "gelu", "layer_norm", "where", "branch", "loop", "scan",
 )  # fmt: skip
 
 

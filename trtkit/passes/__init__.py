@@ -18,6 +18,7 @@
 | `noop_shape.RemoveNoOpShapes` | Reshape, Expand, Transpose, Pad, Slice, Split, Concat, Resize that change nothing |
 | `arithmetic.RemoveNeutralArithmetic` | x + 0, x * 1, x / 1, x ** 1 |
 | `sequences.SplitSequences` | parts taken from a sequence made by splitting |
+| `transpose_sinking.SinkTransposes` | operators from between Transposes, where fewer of these are left |
 | `consecutive.MergeConsecutive` | two Transposes, Reshapes, Squeezes or Casts in a row |
 | `dedup.ShareInitializers` | one of several equal weights |
 | `cse.ShareSubexpressions` | one of several nodes that compute the same |
@@ -72,6 +73,7 @@ from trtkit.passes.noop_shape import RemoveNoOpShapes
 from trtkit.passes.sequences import SplitSequences
 from trtkit.passes.shape_folding import FoldShapes
 from trtkit.passes.static_reshape import StaticReshape
+from trtkit.passes.transpose_sinking import SinkTransposes
 
 __all__ = ["LEVELS", "MAX_ROUNDS", "optimize", "passes_of", "run_passes"]
 
@@ -87,8 +89,8 @@ _FUSE = (FuseMatMulBias, FuseGelu, FuseNormalization, CanonicalAttention)
 LEVELS: dict[int, tuple[type[Rewrite], ...]] = {
     0: (),
     1: (RemoveIdentities, InlineBranches, *_CLEAN_UP),
-    2: (*_FOLD, *_CLEAN_UP),
-    3: (*_FOLD, *_FUSE, *_CLEAN_UP),
+    2: (*_FOLD, *_CLEAN_UP, SinkTransposes),
+    3: (*_FOLD, *_FUSE, *_CLEAN_UP, SinkTransposes),
 }
 MAX_ROUNDS = 10  # every pass shrinks the graph or makes it simpler, so this is a guard, not a tuning knob
 
