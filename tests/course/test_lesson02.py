@@ -85,7 +85,7 @@ def share(
         if node.op_type in never:
             continue
         reads = tuple(node.inputs) if ordered else frozenset(node.inputs)
-        more = tuple(sorted((a.name, str(a.value)) for a in node.attributes.values())) if attributes else ()
+        more = checks.attributes_of(node) if attributes else ()
         twin = seen.setdefault((node.op_type, reads, more), node)
         if twin is not node:
             if ask and replace(node.outputs[0], twin.outputs[0]):

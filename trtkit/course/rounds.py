@@ -14,7 +14,7 @@ def rounds(model: Model, passes: Sequence[Rewrite]) -> list[int]:
     """Nodes at the start and after each round in which something changed, read off the history of `run_passes`.
 
     A round ends where the history names a pass that does not come after the one before. (A pass may stand in the
-    order twice.)
+    order twice.) What is done before shapes are inferred counts as part of the first round.
 
     >>> import onnx, trtkit
     >>> from trtkit.passes.arithmetic import RemoveNeutralArithmetic
@@ -25,15 +25,15 @@ def rounds(model: Model, passes: Sequence[Rewrite]) -> list[int]:
     [3, 1]
     """
     titles = [rule.title for rule in passes]
+    early = next((rule.title for rule in passes if not rule.asks_types), None)  # has a turn before the first round
     after = run_passes(model, passes)
     counts, place = [model.node_count], len(titles)
-    for step in after.history[len(model.history) :]:
-        if step.name in titles[place:]:
-            place = titles.index(step.name, place) + 1
-            counts[-1] = step.nodes_after
-        else:
-            place = titles.index(step.name) + 1
+    for number, step in enumerate(after.history[len(model.history) :]):
+        if step.name not in titles[place:]:
             counts.append(step.nodes_after)
+            place = 0
+        counts[-1] = step.nodes_after
+        place = 0 if number == 0 and step.name == early else titles.index(step.name, place) + 1
     return counts
 
 

@@ -62,7 +62,7 @@ def _key(node: ir.Node) -> Key | None:
         inputs.sort()
     attributes = []
     for attribute in node.attributes.values():
-        value = _comparable(attribute)
+        value = comparable(attribute)
         if value is None:
             return None
         attributes.append((attribute.name, attribute.type.value, value))
@@ -70,7 +70,7 @@ def _key(node: ir.Node) -> Key | None:
     return node.op_type, tuple(inputs), tuple(sorted(attributes, key=lambda part: part[0])), asked
 
 
-def _comparable(attribute: ir.Attr) -> Hashable | None:
+def comparable(attribute: ir.Attr) -> Hashable | None:
     """An attribute's value as something with a hash; floats by their digits, so that 0.0 is not -0.0."""
     if attribute.is_ref():
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from trtkit.course.pictures.lesson04 import renamed
 from trtkit.course.random_graphs import difference, nasty, random_graph
 from trtkit.model import Model
 from trtkit.passes.common import infer_shapes
-from trtkit.passes.cse import ShareSubexpressions
+from trtkit.passes.cse import ShareSubexpressions, comparable
 from trtkit.passes.dead_code import RemoveDeadCode
 
 Node = tuple[str, str, Sequence[str]]  # what it computes, the operator, what it reads
@@ -185,6 +185,13 @@ def _check_real(before: Model, after: Model, least: float) -> None:
     for name, want in before.run(inputs).items():
         if not np.allclose(after.run(inputs)[name], want, rtol=1e-4, atol=1e-4):
             raise NotSolved(f"On {before.name} the output {name!r} changes. Which of your conditions is not enough?")
+
+
+def attributes_of(node: ir.Node) -> tuple[Hashable, ...]:
+    """A node's attributes in a form that can be compared and hashed; one that cannot is equal to itself alone."""
+    values = ((a, comparable(a)) for a in node.attributes.values())
+    found = [(a.name, a.type.value, id(a) if value is None else value) for a, value in values]
+    return tuple(sorted(found, key=lambda part: part[0]))
 
 
 def perm_of(node: ir.Node) -> list[int] | None:
