@@ -200,6 +200,20 @@ class Grower:
         weight = self.constant(self.rng.standard_normal((width, 4, 3)) / 4)
         return self.node("Conv", [x, weight, *bias], pads=[1, 1])
 
+    def recurrent(self) -> None:
+        """An RNN over the first axis, whose initial state is zeros made on the spot, a constant, or computed."""
+        x, shape = self.pick((BATCH, 4, 6))
+        w, r = (self.constant(self.rng.standard_normal((1, 6, 6)) / 6) for _ in range(2))
+        kind = self.draw(st.sampled_from(["made", "constant", "computed"]))
+        state = self.constant(np.zeros((1, 4, 6)) if self.draw(st.booleans()) else np.ones((1, 4, 6)))
+        if kind == "made":
+            like = self.slice(self.node("Shape", [x]), 1, 3, 0)
+            state = self.node("ConstantOfShape", [self.node("Concat", [self.constant([1], np.int64), like], axis=0)])
+        elif kind == "computed":
+            state = self.node("Exp", [self.node("Expand", [state, self.constant([1, 1, 6], np.int64)])])
+        y = self.node("RNN", [x, w, r, "", "", state], hidden_size=6)
+        self.add(self.axes("Squeeze", y, [1]), shape)
+
     def gelu(self) -> None:
         x, shape = self.pick()
         e = self.node("Erf", [self.node("Div", [x, self.constant(1.4142135)])])
@@ -282,7 +296,7 @@ def _info(name: str, shape: Shape) -> onnx.ValueInfoProto:
 
 STEPS = (
     "unary", "casts", "binary", "with_constant", "transpose", "reshape", "no_op", "halves", "matmul", "conv_bn",
-    "between_transposes", "siblings", "gelu", "layer_norm", "where", "branch", "loop", "scan",
+    "between_transposes", "siblings", "recurrent", "gelu", "layer_norm", "where", "branch", "loop", "scan",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@
 | `batch_norm.FoldBatchNorm` | batch normalisation into the Conv or Gemm before it |
 | `batch_norm_before.FoldBatchNormBefore` | batch normalisation into the Conv or Gemm behind it |
 | `affine.FoldAffine` | a factor or bias for each channel into the Conv or Gemm before it |
+| `zero_states.DropZeroStates` | initial states of LSTM, GRU and RNN that are zeros |
 | `matmul_bias.FuseMatMulBias` | MatMul and Add of matrices into Gemm |
 | `gelu.FuseGelu` | GELU by erf or by tanh |
 | `layer_norm.FuseNormalization` | layer and RMS normalisation |
@@ -74,6 +75,7 @@ from trtkit.passes.sequences import SplitSequences
 from trtkit.passes.shape_folding import FoldShapes
 from trtkit.passes.static_reshape import StaticReshape
 from trtkit.passes.transpose_sinking import SinkTransposes
+from trtkit.passes.zero_states import DropZeroStates
 
 __all__ = ["LEVELS", "MAX_ROUNDS", "optimize", "passes_of", "run_passes"]
 
@@ -83,7 +85,7 @@ _CLEAN_UP = (
 )  # fmt: skip
 _FOLD = (
     RemoveIdentities, InlineBranches, ShareSubexpressions, FoldConstants, FoldShapes, StaticReshape, FoldBatchNorm,
-    FoldBatchNormBefore, FoldAffine,
+    FoldBatchNormBefore, FoldAffine, DropZeroStates,
 )  # fmt: skip
 _FUSE = (FuseMatMulBias, FuseGelu, FuseNormalization, CanonicalAttention)
 LEVELS: dict[int, tuple[type[Rewrite], ...]] = {
