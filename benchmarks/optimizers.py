@@ -1,21 +1,24 @@
 """Our `optimize` against other graph optimisers on the zoo: nodes left, seconds, memory, equality; and how time grows.
 
-    python3 -m benchmarks.optimizers                          # everything, records and table (30 minutes on two cores)
+    python3 -m benchmarks.optimizers                          # everything, records and table (25 minutes on two cores)
     python3 -m benchmarks.optimizers --only resnet18 bert     # some networks
     python3 -m benchmarks.optimizers --contenders trtkit --only swin_t --keep out/swin   # one contender, files kept
+    python3 -m benchmarks.optimizers --budget 1200            # begin no network or graph after 20 minutes; say which
     python3 -m benchmarks.optimizers --part scaling           # 1,000 to 100,000 nodes
     python3 -m benchmarks.optimizers --part table             # the table from the records, nothing is run
 
 Every contender gets the same file and writes another, in a process of its own. What is counted, alike for all: nodes
 of the graph and of all bodies inside it; `Constant` nodes are counted apart, since they and initialisers are two
 spellings of one thing. Seconds: median, from file to file; starting Python, importing, and a first call on a graph of
-four nodes come before. Memory: the most that was resident above what was so before the call. Error: the largest
-difference of any output in ONNX Runtime without its optimisations, relative to the largest number of that output.
+four nodes come before. So with the seconds of the processor, which mean more on a busy machine. Memory: the most that
+was resident above what was so before the call. Error: the largest difference of any output in ONNX Runtime without
+its optimisations, relative to the largest number of that output.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -23,6 +26,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -35,6 +39,8 @@ from trtkit.bench.optimizers import TOLERANCE, error, plain_outputs
 
 PEERS = ("onnxslim", "onnxsim", "onnxscript", "onnxruntime")
 TIMEOUT = 900  # seconds a contender may take for one network
+SCALING_TIMEOUT = 120  # seconds; whoever takes longer for one size is not asked for the next
+NEAR = 1.5  # times the fastest: what still counts as fast
 COMMAND = "python3 -m benchmarks.optimizers"
 
 
@@ -53,47 +59,70 @@ def child(module: str, *arguments: object, timeout: float = TIMEOUT) -> dict[str
     return result
 
 
-def compare(original: Path, optimised: Path) -> dict[str, Any]:
-    """Relative error on seeded inputs of a batch of 2, and whether ONNX's checker accepts the optimised file."""
-    import onnx
-
+def compare(original: Path, *optimised: Path) -> list[dict[str, Any]]:
+    """For each file: relative error on seeded inputs of a batch of 2, and whether ONNX's checker accepts it."""
     import trtkit
 
     inputs = trtkit.load(original).random_inputs(batch=2, seed=1)
+    wanted = plain_outputs(original, inputs)
+    return [_compare_one(file, inputs, wanted) for file in optimised]
+
+
+def _compare_one(file: Path, inputs: dict[str, np.ndarray], wanted: list[np.ndarray]) -> dict[str, Any]:
+    import onnx
+
     result: dict[str, Any] = {"valid": True}
     try:
-        onnx.checker.check_model(str(optimised), full_check=True)
+        onnx.checker.check_model(str(file), full_check=True)
     except Exception as failure:  # noqa: BLE001 - whatever the checker says is the result
         result |= {"valid": False, "why": str(failure).strip().splitlines()[0][:200]}
     try:
-        result["error"] = error(plain_outputs(original, inputs), plain_outputs(optimised, inputs))
+        result["error"] = error(wanted, plain_outputs(file, inputs))
     except Exception as failure:  # noqa: BLE001
         result |= {"error": None, "why": str(failure).strip().splitlines()[0][:200]}
     return result
 
 
-def run(name: str, contender: str, original: Path, repeats: int, keep: Path) -> None:
-    """One contender on one network: measure, compare, write the record, print a line."""
-    target = keep / f"{name}.{contender}.onnx"
-    result = child("benchmarks.optimizer_child", contender, original, target, repeats)
+def run(name: str, contenders: list[str], original: Path, repeats: int, keep: Path) -> None:
+    """All contenders on one network: measure, compare, write the records, print a line for each."""
+    targets = {contender: keep / f"{name}.{contender}.onnx" for contender in contenders}
+    results = {c: child("benchmarks.optimizer_child", c, original, file, repeats) for c, file in targets.items()}
+    done = [contender for contender in contenders if "failed" not in results[contender]]
+    for contender, found in zip(done, compare_apart(original, [targets[c] for c in done]), strict=True):
+        results[contender] |= found
+    before = nodes(op_counts(original))
+    for contender, result in results.items():
+        report(name, contender, result, before, targets[contender])
+
+
+def compare_apart(original: Path, files: list[Path]) -> list[dict[str, Any]]:
+    """`compare` in another process; in one for each file, if a file makes that process crash."""
+    found = child("benchmarks.optimizers", "--part", "compare", "--files", original, *files)
+    if "failed" not in found:
+        return list(found["files"])
+    return [found] if len(files) == 1 else [result for file in files for result in compare_apart(original, [file])]
+
+
+def report(name: str, contender: str, result: dict[str, Any], before: int, target: Path) -> None:
+    """Write one contender's record and print its line."""
     key = f"optimizers-{name}/{contender}"
-    if "failed" not in result:
-        result |= child("benchmarks.optimizers", "--part", "compare", "--files", original, target)
     if "failed" in result:
         print(f"{name:18s} {contender:12s} FAILED {result['failed']}", flush=True)
         record.remove(key)
         return
     ops = result["ops"]
     extra = {
-        "before": nodes(op_counts(original)), "nodes": nodes(ops), "constants": ops.get("Constant", 0),
-        "peak_mb": round(result["peak_bytes"] / 1e6, 1), "file_mb": round(target.stat().st_size / 1e6, 1),
+        "before": before, "nodes": nodes(ops), "constants": ops.get("Constant", 0),
+        "cpu_s": round(median(result["cpu"]), 4), "peak_mb": round(result["peak_bytes"] / 1e6, 1),
+        "file_mb": round(target.stat().st_size / 1e6, 1),
         "error": result["error"], "valid": result["valid"], "why": result.get("why", ""), "ops": ops,
     }  # fmt: skip
     times = Measurement.from_samples([1e3 * s for s in result["seconds"]])
     record.save(key, times, command=COMMAND, extra=extra, unit="s")
     good = "equal" if is_good(extra) else f"error {extra['error']} valid {extra['valid']} {extra['why']}"
     print(f"{name:18s} {contender:12s} {extra['nodes']:6d} nodes {extra['constants']:5d} constants "
-          f"{times.median_ms / 1e3:7.2f} s {extra['peak_mb']:7.0f} MB  {good}", flush=True)  # fmt: skip
+          f"{times.median_ms / 1e3:7.2f} s (cpu {extra['cpu_s']:.2f} s) {extra['peak_mb']:7.0f} MB  {good}",
+          flush=True)  # fmt: skip
 
 
 def nodes(ops: dict[str, int]) -> int:
@@ -105,34 +134,46 @@ def is_good(extra: dict[str, Any]) -> bool:
     return bool(extra["valid"] and extra["error"] is not None and extra["error"] <= TOLERANCE)
 
 
-def networks(names: list[str], contenders: list[str], repeats: int, keep: Path) -> None:
-    for name in names:
-        original = zoo.path(name)
-        for contender in contenders:
-            run(name, contender, original, repeats, keep)
+def networks(names: list[str], contenders: list[str], repeats: int, keep: Path | None, until: float) -> None:
+    """Every network that can be begun before `until`; files go to `keep`, or are thrown away network by network."""
+    for number, name in enumerate(names):
+        if time.perf_counter() > until:
+            print(f"the time is up; left out: {' '.join(names[number:])}", flush=True)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            run(name, contenders, zoo.path(name), repeats, keep or Path(folder))
 
 
-def scaling(contenders: list[str], sizes: list[int], kinds: list[str], keep: Path) -> None:
+def scaling(contenders: list[str], sizes: list[int], kinds: list[str], keep: Path, until: float) -> None:
     """Seconds against nodes on made-up graphs, and the slope of the line through them on logarithmic axes."""
-    for kind in kinds:
-        for contender in contenders:
-            seconds = {}
-            for size in sizes:
-                file = synthetic.path(kind, size, keep)
-                repeats = 3 if size < 30_000 else 1
-                result = child("benchmarks.optimizer_child", contender, file, keep / "out.onnx", repeats, timeout=300)
-                if "failed" in result:
-                    print(f"{kind:10s} {contender:12s} {size:7d} {result['failed']}", flush=True)
-                    break
-                times = Measurement.from_samples([1e3 * s for s in result["seconds"]])
-                extra = {"size": size, "nodes": nodes(result["ops"]), "peak_mb": round(result["peak_bytes"] / 1e6, 1)}
-                record.save(
-                    f"optimizers-scaling-{kind}/{contender}-{size}", times, command=COMMAND, extra=extra, unit="s"
-                )
-                seconds[size] = times.median_ms / 1e3
-            if len(seconds) > 1:
-                print(f"{kind:10s} {contender:12s} slope {slope(seconds):.2f}  "
-                      + "  ".join(f"{size}: {s:.2f} s" for size, s in seconds.items()), flush=True)  # fmt: skip
+    for kind, contender in itertools.product(kinds, contenders):
+        if time.perf_counter() > until:
+            print(f"{kind:10s} {contender:12s} left out: the time is up", flush=True)
+            continue
+        wall, busy = grow(kind, contender, sizes, keep)
+        if len(wall) > 1:
+            print(f"{kind:10s} {contender:12s} slope {slope(wall):.2f} (cpu {slope(busy):.2f})  "
+                  + "  ".join(f"{size}: {s:.2f} s" for size, s in wall.items()), flush=True)  # fmt: skip
+
+
+def grow(kind: str, contender: str, sizes: list[int], keep: Path) -> tuple[dict[int, float], dict[int, float]]:
+    """One contender on graphs of growing size, until it takes too long: seconds by size, and processor seconds."""
+    wall, busy = {}, {}
+    for size in sizes:
+        file = synthetic.path(kind, size, keep)
+        repeats = 3 if size < 30_000 else 1
+        result = child(
+            "benchmarks.optimizer_child", contender, file, keep / "out.onnx", repeats, timeout=SCALING_TIMEOUT
+        )
+        if "failed" in result:
+            print(f"{kind:10s} {contender:12s} {size:7d} {result['failed']}", flush=True)
+            break
+        times, busy[size] = Measurement.from_samples([1e3 * s for s in result["seconds"]]), median(result["cpu"])
+        extra = {"size": size, "nodes": nodes(result["ops"]), "cpu_s": round(busy[size], 4),
+                 "peak_mb": round(result["peak_bytes"] / 1e6, 1)}  # fmt: skip
+        record.save(f"optimizers-scaling-{kind}/{contender}-{size}", times, command=COMMAND, extra=extra, unit="s")
+        wall[size] = times.median_ms / 1e3
+    return wall, busy
 
 
 def slope(seconds: dict[int, float]) -> float:
@@ -141,30 +182,52 @@ def slope(seconds: dict[int, float]) -> float:
 
 
 def table(names: list[str], ours: str = "trtkit") -> bool:
-    """Print one line per network from the records; True where we leave no more nodes than anybody else, everywhere."""
-    print(f"{'network':18s} {'before':>7s} {ours:>9s} " + " ".join(f"{p:>12s}" for p in PEERS)
-          + f" {'nodes/best':>11s} {'s':>6s} {'/fastest':>9s} {'MB':>5s} {'error':>8s}")  # fmt: skip
-    never_more = True
-    for name in names:
-        try:
-            found = record.load(f"optimizers-{name}")
-        except record.RecordError:
-            continue
-        if ours not in found:
-            continue
-        mine, good = found[ours], {p: found[p] for p in PEERS if p in found and is_good(found[p].extra)}
-        best = min((r.extra["nodes"] for r in good.values()), default=mine.extra["nodes"])
-        fastest = min(good, key=lambda p: good[p].median, default=ours)
-        same_run = found[fastest].provenance["run"] == mine.provenance["run"]
-        ratio = f"{mine.median / found[fastest].median:8.2f}x" if same_run else "     –   "
-        peers = [(f"{found[p].extra['nodes']}{'' if p in good else '!'}" if p in found else "failed") for p in PEERS]
-        error = mine.extra["error"]
-        print(f"{name:18s} {mine.extra['before']:7d} {mine.extra['nodes']:9d} " + " ".join(f"{p:>12s}" for p in peers)
-              + f" {mine.extra['nodes'] - best:+11d} {mine.median:6.2f} {ratio} {mine.extra['peak_mb']:5.0f} "
-              + (f"{error:8.1e}" if error is not None else "fails"))  # fmt: skip
-        never_more &= mine.extra["nodes"] <= best
-    print("! not valid, or not equal to the original; such a result is not counted as the best")
-    return never_more
+    """Print one line per network from the records, and totals.
+
+    True where everywhere the result is right, we leave no more nodes than anybody else and take at most NEAR times the
+    time of the fastest.
+    """
+    print(f"{'network':18s} {'before':>7s} {ours:>7s} " + " ".join(f"{p:>11s}" for p in PEERS)
+          + f" {'nodes-best':>10s} {'s':>6s} {'/fastest':>8s} {'cpu':>6s} {'MB':>5s} {'/least':>6s} {'error':>8s}"
+          )  # fmt: skip
+    rows = [row for name in names if (row := verdict(name, ours)) is not None]
+    print("! not valid, or not equal to the original; such a result is not counted as the best. /fastest, cpu and "
+          "/least: ours to the best peer's seconds, processor seconds and memory")  # fmt: skip
+    for what, key in (("right", "right"), ("nodes <= best", "few"), (f"time <= {NEAR} x fastest", "fast"),
+                      ("memory <= least", "lean")):  # fmt: skip
+        wrong = [row["name"] for row in rows if row[key] is False]
+        print(f"{what:22s} {sum(row[key] is True for row in rows):3d} of {len(rows)}"
+              + (f"; not: {' '.join(wrong)}" if wrong else ""))  # fmt: skip
+    return all(row["right"] and row["few"] and row["fast"] for row in rows)
+
+
+def verdict(name: str, ours: str) -> dict[str, Any] | None:
+    """Print a network's line; its name and what is true of it (None where the peers were not measured with us)."""
+    try:
+        found = record.load(f"optimizers-{name}")
+    except record.RecordError:
+        return None
+    if ours not in found:
+        return None
+    mine = found[ours]
+    peers = {p: found[p] for p in PEERS if p in found}
+    good = {p: peer for p, peer in peers.items() if is_good(peer.extra)}
+    together = [peer for peer in good.values() if peer.provenance["run"] == mine.provenance["run"]]
+    best = min((peer.extra["nodes"] for peer in good.values()), default=mine.extra["nodes"])
+    near = busy = lean = float("nan")
+    if together:
+        near = mine.median / min(peer.median for peer in together)
+        busy = mine.extra["cpu_s"] / min(peer.extra["cpu_s"] for peer in together)
+        lean = mine.extra["peak_mb"] / max(min(peer.extra["peak_mb"] for peer in together), 1)
+    row = {"name": name, "right": is_good(mine.extra), "few": mine.extra["nodes"] <= best,
+           "fast": near <= NEAR if together else None, "lean": lean <= 1 if together else None}  # fmt: skip
+    shown = [f"{peers[p].extra['nodes']}{'' if p in good else '!'}" if p in peers else "failed" for p in PEERS]
+    off = mine.extra["error"]
+    print(f"{name:18s} {mine.extra['before']:7d} {mine.extra['nodes']:7d} " + " ".join(f"{p:>11s}" for p in shown)
+          + f" {mine.extra['nodes'] - best:+10d} {mine.median:6.2f} {near:7.2f}x {busy:5.2f}x "
+          + f"{mine.extra['peak_mb']:5.0f} {lean:5.2f}x " + (f"{off:8.1e}" if off is not None else "   fails")
+          + ("  ok" if row["right"] and row["few"] and row["fast"] else "  <--"))  # fmt: skip
+    return row
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -176,19 +239,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sizes", nargs="+", type=int, default=[1_000, 3_000, 10_000, 30_000, 100_000])
     parser.add_argument("--kinds", nargs="+", default=list(synthetic.KINDS), choices=synthetic.KINDS)
     parser.add_argument("--keep", type=Path, help="folder for the optimised files; by default they are thrown away")
-    parser.add_argument("--files", nargs=2, type=Path, help="for --part compare: original and optimised")
+    parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS",
+                        help="begin nothing new when so much time has gone by")  # fmt: skip
+    parser.add_argument("--files", nargs="+", type=Path, help="for --part compare: original and optimised ones")
     options = parser.parse_args(argv)
     if options.part == "compare":
-        print(json.dumps(compare(*options.files)))
+        print(json.dumps({"files": compare(*options.files)}))
         return 0
     begin = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        keep = options.keep or Path(folder)
-        keep.mkdir(parents=True, exist_ok=True)
-        if options.part in ("networks", "all"):
-            networks(options.only, options.contenders, options.repeats, keep)
-        if options.part in ("scaling", "all"):
-            scaling(options.contenders, options.sizes, options.kinds, keep)
+    until = begin + options.budget
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
+    if options.part in ("networks", "all"):
+        networks(options.only, options.contenders, options.repeats, options.keep, until)
+    if options.part in ("scaling", "all"):
+        with tempfile.TemporaryDirectory() as folder:
+            scaling(options.contenders, options.sizes, options.kinds, options.keep or Path(folder), until)
     if options.part != "scaling":
         table(options.only)
     print(f"done in {time.perf_counter() - begin:.0f} s")

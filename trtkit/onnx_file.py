@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -185,6 +185,21 @@ def without_weights(model: ir.Model) -> tuple[onnx.ModelProto, list[ir.Value]]:
     names = {value.name for value in large}
     light = _Light(model.graph, {name: value for name, value in values.items() if name not in names})
     return ir.serde.serialize_model(_LightModel(model, light)), large  # type: ignore[arg-type]
+
+
+def declare_input(graph: onnx.GraphProto, name: str, dtype: int, dims: Iterable[int]) -> None:
+    """Add an input to a graph's message: what a weight is to those who need not know its values.
+
+    >>> graph = onnx.GraphProto()
+    >>> declare_input(graph, "w", onnx.TensorProto.FLOAT, (2, 3))
+    >>> [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim]
+    [2, 3]
+    """
+    kind = graph.input.add(name=name).type.tensor_type
+    kind.elem_type = dtype
+    kind.shape.SetInParent()  # a scalar has a shape, too: one of no dimensions
+    for size in dims:
+        kind.shape.dim.add(dim_value=size)
 
 
 def drop_metadata(proto: onnx.ModelProto) -> None:

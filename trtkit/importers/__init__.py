@@ -189,7 +189,7 @@ def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     given = {value.name for value in proto.graph.input}
     for weight in proto.graph.initializer:
         if weight.name not in given:
-            graph.input.append(onnx.helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims)))
+            onnx_file.declare_input(graph, weight.name, weight.data_type, weight.dims)
     return bare
 
 

@@ -98,14 +98,15 @@ MAX_ROUNDS = 10  # every pass shrinks the graph or makes it simpler, so this is 
 
 
 def passes_of(level: int) -> tuple[Rewrite, ...]:
-    """The passes of an optimisation level, in the order in which they run.
+    """The passes of an optimisation level, in the order in which they run; one that comes twice is one object.
 
     Raises:
         ValueError: there is no such level.
     """
     if level not in LEVELS:
         raise ValueError(f"There is no optimisation level {level!r}; choose one of {sorted(LEVELS)}.")
-    return tuple(rule() for rule in LEVELS[level])
+    rules = {kind: kind() for kind in LEVELS[level]}
+    return tuple(rules[kind] for kind in LEVELS[level])
 
 
 def optimize(model: Model, level: int = 2) -> Model:

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from trtkit.graph.shapes import WITH_BODY, has_body
-from trtkit.onnx_file import drop_metadata, without_weights
+from trtkit.onnx_file import declare_input, drop_metadata, without_weights
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,7 @@ def infer_shapes(model: ir.Model) -> None:
     given = {value.name for value in proto.graph.input}
     for value in large:
         if value.name not in given and (weight := value.const_value) is not None:
-            info = onnx.helper.make_tensor_value_info(value.name or "", weight.dtype, list(weight.shape.numpy()))
-            proto.graph.input.append(info)
+            declare_input(proto.graph, value.name or "", weight.dtype, weight.shape.numpy())
     try:
         found = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
