@@ -16,7 +16,7 @@ from onnx.reference.ops import load_op
 
 from trtkit.graph.shapes import has_body
 from trtkit.passes.common import Rewrite, array, constant, initializer, remove, replace
-from trtkit.passes.inference import curious_readers, infer_node, output_types
+from trtkit.passes.inference import bare_node, curious_readers, infer_node, output_types
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class FoldConstants(Rewrite):
         try:
             operator = _operator(node.op_type, self.opset)
             with np.errstate(all="ignore"):
-                results = operator(ir.serde.serialize_node(node), {**_RUN, "opsets": {"": self.opset}}).run(*arguments)
+                results = operator(bare_node(node), {**_RUN, "opsets": {"": self.opset}}).run(*arguments)
         except Exception as error:  # noqa: BLE001  an operator may refuse in any way; then it stays in the graph
             log.debug("%s (%s) is constant but cannot be evaluated: %s", node.name, node.op_type, error)
             return None

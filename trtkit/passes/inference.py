@@ -167,6 +167,19 @@ def infer_onwards(nodes: Iterable[ir.Node], opset: int) -> bool:
 _UNKNOWN = (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError)
 
 
+def bare_node(node: ir.Node) -> onnx.NodeProto:
+    """A node as protobuf message without what an exporter noted down about it, which is longer than the node."""
+    if any(attribute.is_ref() for attribute in node.attributes.values()):
+        return ir.serde.serialize_node(node)
+    return onnx.NodeProto(
+        op_type=node.op_type,
+        name=node.name,
+        input=["" if value is None else value.name or "" for value in node.inputs],
+        output=[value.name or "" for value in node.outputs],
+        attribute=[ir.serde.serialize_attribute(attribute) for attribute in node.attributes.values()],
+    )
+
+
 def output_types(node: ir.Node, opset: int) -> dict[str, onnx.TypeProto]:
     """ONNX's inference for one node: the types of its outputs by name, nothing where it has nothing to say."""
     types: dict[str, onnx.TypeProto] = {}
@@ -187,9 +200,7 @@ def output_types(node: ir.Node, opset: int) -> dict[str, onnx.TypeProto]:
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, "")
         imports = [onnx.helper.make_opsetid("", opset)]
-        return onnx.shape_inference.infer_node_outputs(
-            schema, ir.serde.serialize_node(node), types, small, opset_imports=imports
-        )
+        return onnx.shape_inference.infer_node_outputs(schema, bare_node(node), types, small, opset_imports=imports)
     except (*_UNKNOWN, KeyError, ValueError) as error:
         log.debug("%s (%s): %s", node.name, node.op_type, error)
         return {}
