@@ -188,6 +188,7 @@ class GpuSession(Session):
         for bound in self._bound.values():
             bound.free()
         self._bound.clear()
+        self._current = None  # it points back here: memory and stream would wait for the garbage collector
         if self._cache:
             self._cache.save()
         # In this order: TensorRT keeps bare pointers, and a context whose runtime cache was freed before it computes
@@ -195,6 +196,7 @@ class GpuSession(Session):
         del self.context, self.engine
         self._cache = None
         del self._runtime
+        del self.stream
         super().close()
 
 
