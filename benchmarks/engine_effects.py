@@ -3,6 +3,7 @@
     python3 -m benchmarks.engine_effects --out out/effects               # on a GPU: latency as well, under 8 minutes
     python3 -m benchmarks.engine_effects --only bert_sdpa --levels 0 2   # some of it
     python3 -m benchmarks.engine_effects --quick --out out/q             # small networks: does the script work?
+    python3 -m benchmarks.engine_effects --table                         # the table from the records, nothing is run
 
 For every network of the zoo (batch 1) and every level: nodes of the graph, kernels and bytes of the engine, seconds of
 the build; level 0 is the graph as PyTorch exported it. Where a GPU can run the engine, it is verified and its latency
@@ -26,6 +27,7 @@ import trtkit
 from benchmarks import zoo
 from trtkit.bench import machine, record
 from trtkit.bench.measure import Measurement, measure
+from trtkit.course import gpu
 from trtkit.engine.engine import Engine
 from trtkit.errors import TrtkitError
 from trtkit.passes import LEVELS
@@ -92,6 +94,7 @@ def outcome(model: trtkit.Model, level: int, precision: str, options: argparse.N
     if on_gpu:
         result.latency = latency(engine, options.quick)
         result.extra["verified"] = True
+        result.extra["build_seconds"] = round(sorted(seconds)[len(seconds) // 2], 2)
     return result
 
 
@@ -144,12 +147,33 @@ def _say(name: str, precision: str, level: int, result: Outcome, first: Outcome)
           f"{result.engine_bytes / 1e6:8.2f} MB  build {seconds:5.2f} s {time_ms}{same}", flush=True)  # fmt: skip
 
 
+def table() -> str:
+    """A Markdown table of the latency records: what each level of a network has, the lowest first.
+
+    A network whose file TensorRT refused at a level has none there; the records say why.
+    """
+    lines = ["| network | levels | graph nodes | kernels | engine MB | build s | ms |", "|---|---|---|---|---|---|---|"]
+    for name, records in gpu.levels().items():
+        levels = [(level, record.median_ms, record.extra) for level, record in sorted(records.items())]
+        cells = [
+            ", ".join(level.removeprefix("level-") for level, _, _ in levels),
+            " → ".join(str(extra["nodes"]) for _, _, extra in levels),
+            " → ".join(str(extra["kernels"]) for _, _, extra in levels),
+            " → ".join(f"{extra['engine_bytes'] / 1e6:.1f}" for _, _, extra in levels),
+            " → ".join(f"{extra['build_seconds']:.1f}" for _, _, extra in levels),
+            " → ".join(f"{ms:.3f}" for _, ms, _ in levels),
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", metavar="NETWORK", help=f"some of: {' '.join(ORDER)}")
     parser.add_argument("--levels", nargs="+", type=int, default=sorted(LEVELS), choices=sorted(LEVELS))
     parser.add_argument("--precisions", nargs="+", default=["fp16"], choices=("fp16", "fp32"))
     parser.add_argument("--repeats", type=int, default=1, help="how often each engine is built, for the build time")
+    parser.add_argument("--table", action="store_true", help="print the table from the records and run nothing")
     parser.add_argument("--quick", action="store_true", help="small networks, few samples: does the script work?")
     parser.add_argument("--budget", type=float, default=420, help="seconds after which no further network is begun")
     parser.add_argument("--out", type=Path, default=Path("out/engine_effects"), help="folder for records and summary")
@@ -158,6 +182,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
+    if options.table:
+        print(table())
+        return 0
     (options.out / "records").mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TRTKIT_RECORDS", str(options.out / "records"))
     begin, failed, summary = time.perf_counter(), 0, []

@@ -112,3 +112,10 @@ def test_table_of_latencies_is_what_the_records_say() -> None:
     from benchmarks import readme_table
 
     assert readme_table.table() in README
+
+
+def test_table_of_engine_effects_is_what_the_records_say() -> None:
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import engine_effects
+
+    assert engine_effects.table() in (ROOT / "benchmarks" / "README.md").read_text()

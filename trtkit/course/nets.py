@@ -127,6 +127,58 @@ def sibling_convolutions(widths: tuple[int, ...] = (32, 48, 16), seed: int = 0) 
     return _siblings(convolutions, lambda parts: torch.cat([torch.relu(part) for part in parts], 1))
 
 
+def encoder(
+    attention: str = "eager", layers: int = 2, width: int = 64, heads: int = 4, seed: int = 0
+) -> torch.nn.Module:
+    """A small transformer encoder like BERT's, (N, T, width) to the same shape; random weights, biases not zero.
+
+    `attention` says how the same attention is written: "eager" as two products with a softmax between them, "sdpa"
+    as one call of PyTorch's scaled_dot_product_attention. Equal seeds give equal weights.
+
+    >>> len(encoder("sdpa", layers=3))
+    3
+    """
+    torch = _torch()
+    functions: dict[str, Callable[..., Any]] = {
+        "eager": _written_out, "sdpa": torch.nn.functional.scaled_dot_product_attention,
+    }  # fmt: skip
+    if attention not in functions:
+        raise DataError(f"encoder(attention={attention!r}): choose one of {', '.join(functions)}.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        blocks = [_block(functions[attention], width, heads) for _ in range(layers)]
+    return torch.nn.Sequential(*blocks).eval()
+
+
+def _written_out(query: Any, key: Any, value: Any) -> Any:
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    return scores.softmax(-1) @ value
+
+
+def _block(attend: Callable[..., Any], width: int, heads: int) -> torch.nn.Module:
+    torch = _torch()
+    linear, norm = torch.nn.Linear, torch.nn.LayerNorm
+
+    class Block(torch.nn.Module):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key, self.value, self.out = (linear(width, width) for _ in range(4))
+            self.wide, self.narrow = linear(width, 4 * width), linear(4 * width, width)
+            self.norms = torch.nn.ModuleList(norm(width) for _ in range(2))
+            for part in self.norms:
+                torch.nn.init.normal_(part.bias, std=0.02)
+
+        def forward(self, x: Any) -> Any:
+            def split(y: Any) -> Any:
+                return y.view(*y.shape[:2], heads, width // heads).transpose(1, 2)
+
+            mixed = attend(split(self.query(x)), split(self.key(x)), split(self.value(x)))
+            x = self.norms[0](x + self.out(mixed.transpose(1, 2).flatten(2)))
+            return self.norms[1](x + self.narrow(torch.nn.functional.gelu(self.wide(x))))
+
+    return Block()
+
+
 def _siblings(layers: list[torch.nn.Module], join: Callable[[list[Any]], Any] = tuple) -> torch.nn.Module:
     """A module that gives one input to several layers, and joins what they make of it."""
     torch = _torch()

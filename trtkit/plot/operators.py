@@ -7,11 +7,13 @@ from trtkit.plot.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLO
 FAMILIES = (  # colour, what it stands for, operators
     (BLUE, "convolution", {"Conv", "ConvTranspose"}),
     (PURPLE, "matrix product", {"Gemm", "MatMul", "Einsum", "Attention"}),
-    (ORANGE, "activation", {"Relu", "Clip", "Gelu", "Erf", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Softmax"}),
+    (ORANGE, "activation", {"Relu", "Clip", "Gelu", "Erf", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Softmax",
+     "LeakyRelu", "Elu", "PRelu", "Softplus", "Mish", "Swish"}),
     (GREEN, "normalisation, reduction, pooling", {"BatchNormalization", "LayerNormalization", "InstanceNormalization",
      "ReduceMean", "ReduceSum", "ReduceMax", "GlobalAveragePool", "MaxPool", "AveragePool"}),
     (YELLOW, "quantise, cast", {"QuantizeLinear", "DequantizeLinear", "Cast", "CastLike"}),
-    (SKY, "element by element", {"Add", "Sub", "Mul", "Div", "Sqrt", "Pow", "Exp", "Neg", "Where", "Min", "Max"}),
+    (SKY, "element by element", {"Add", "Sub", "Mul", "Div", "Sqrt", "Pow", "Exp", "Neg", "Where", "Min", "Max",
+     "Abs"}),
 )  # fmt: skip
 OTHER = ("#C9CDD2", "moves or reads data, shapes")
 _SHORT = {"Normalization": "Norm", "Average": "Avg", "GlobalAvgPool": "GlobalPool", "Elements": "Elem", "Linear": ""}

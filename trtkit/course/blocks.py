@@ -1,0 +1,77 @@
+"""Small blocks in the middle of a network, to see what TensorRT makes of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+import trtkit
+from trtkit.errors import ModelError
+from trtkit.model import Model
+
+CHANNELS = 32
+_ENDS = ("stem", "end")
+_WEIGHTS = {"w": (CHANNELS, CHANNELS, 3, 3), "v": (CHANNELS, CHANNELS, 3, 3), "p": (CHANNELS, CHANNELS, 1, 1)}
+
+
+def block(nodes: str, name: str = "block") -> Model:
+    """A block from `x` to `y` in ONNX's text format, between two convolutions: (1, 32, 28, 28) float32 to the same.
+
+    At the ends of a network TensorRT also changes layouts, which takes part in fusion. So the block reads what a
+    convolution "stem" wrote, and a convolution "end" reads what it writes. Weights from a seed: `w` and `v` are
+    3x3 kernels (use pads = [1, 1, 1, 1]), `p` is 1x1; `zero` and `six` are numbers, for Clip.
+
+    Raises:
+        ModelError: the text cannot be read as nodes.
+
+    >>> block("y = Relu(x)").op_counts
+    {'Conv': 2, 'Relu': 1}
+    """
+    text = f"""<ir_version: 10, opset_import: ["": 20]> {name}
+        (float[1, {CHANNELS}, 28, 28] image) => (float[1, {CHANNELS}, 28, 28] out)
+        {{ [stem] x = Conv(image, p)  {nodes}  [end] out = Conv(y, p) }}"""
+    try:
+        proto = onnx.parser.parse_model(text)
+    except onnx.parser.ParseError as error:
+        raise ModelError(f"These nodes are not in ONNX's text format: {nodes!r}. {error}") from error
+    rng = np.random.default_rng(0)
+    arrays = {key: rng.normal(0, 0.1, shape).astype(np.float32) for key, shape in _WEIGHTS.items()}
+    arrays |= {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
+    read = {value for node in proto.graph.node for value in node.input}
+    proto.graph.initializer.extend(numpy_helper.from_array(a, key) for key, a in arrays.items() if key in read)
+    return trtkit.load(proto, name=name)
+
+
+def kernels(model: Model) -> list[tuple[str, ...]]:
+    """The operators in each kernel of a block's engine, in the order of the graph, without the two ends.
+
+    >>> kernels(block("a = Abs(x)  y = Relu(a)"))
+    [('Abs', 'Relu')]
+    """
+    fusion = trtkit.build(model, verify=False, isolate=False).fusion_map()
+    inside: dict[int, list[str]] = {}
+    for node in fusion.nodes:
+        if node.kernel is not None and node.name not in _ENDS:
+            inside.setdefault(node.kernel, []).append(node.op_type)
+    return [tuple(ops) for ops in inside.values()]
+
+
+_CALLS = {
+    "Conv": "Conv<pads=[1,1,1,1]>({}, w)",
+    "MaxPool": "MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>({})",
+    "Clip": "Clip({}, zero, six)",
+    "Add": "Add({}, x)",
+}
+
+
+def chain(ops: str) -> str:
+    """The nodes of a chain for `block`: operators with spaces between them, each reading the one before; Add adds x.
+
+    >>> chain("Conv Relu")
+    't0 = Conv<pads=[1,1,1,1]>(x, w)  y = Relu(t0)'
+    """
+    names = ops.split()
+    values = ["x", *(f"t{i}" for i in range(len(names) - 1)), "y"]
+    calls = (_CALLS.get(op, op + "({})").format(value) for op, value in zip(names, values, strict=False))
+    return "  ".join(f"{value} = {call}" for value, call in zip(values[1:], calls, strict=True))
