@@ -13,6 +13,7 @@ from hypothesis import given, settings
 import trtkit
 from benchmarks import random_graphs, zoo
 from tests.passes.graphs import parse
+from trtkit.engine.agreement import agreement
 from trtkit.errors import ModelError
 from trtkit.graph.groups import KEY, check_groups, groups_of, mark
 from trtkit.graph.legality import Wiring, detour, fault
@@ -95,6 +96,29 @@ def test_the_groups_of_any_graph_are_legal(proto: onnx.ModelProto) -> None:
     names = [name for group in groups_of(fused) for name in group.nodes]
     assert len(names) == len(set(names)), "a node is in one group"
     onnx.checker.check_model(fused.to_proto())
+
+
+AXIS = "int64[1] axis = {1}, int64[1] start = {0}, int64[1] middle = {2}, int64[1] end = {4}"
+SHUFFLE = f"""{AXIS}, int64[5] apart = {{1, 2, 2, 8, 8}}, int64[4] back = {{1, 4, 8, 8}} |
+    a = Conv(x, w)  [parts] b = Reshape(a, apart)  [turn] c = Transpose<perm = [0, 2, 1, 3, 4]>(b)
+    [whole] d = Reshape(c, back)  [left] e = Slice(d, start, middle, axis)  [right] f = Slice(d, middle, end, axis)
+    g = Conv(f, v)  h = Concat<axis = 1>(e, g)  y = Conv(h, w)"""
+
+
+def test_the_slices_of_a_shuffle_are_copied_where_it_is() -> None:
+    """As in ShuffleNet: one half goes through a convolution, the other waits for it. TensorRT's engine is the judge."""
+    fused = fuse_groups(parse(SHUFFLE, f"{SQUARE}, float[2, 2, 1, 1] v", IMAGE))
+    assert ("parts", "turn", "whole", "left", "right") in {group.nodes for group in groups_of(fused)}
+    found = agreement(fused, trtkit.build(fused, verify=False).layers)
+    assert found.recall == 1 and not found.disagreements
+
+
+def test_only_slices_that_are_all_that_reads_a_tensor_are_chunks() -> None:
+    slices = f"{AXIS} | [left] e = Slice(x, start, middle, axis)  [right] f = Slice(x, middle, end, axis)"
+    outputs = "float[1, 2, 8, 8] e, float[1, 2, 8, 8] f"
+    (pair,) = groups_of(fuse_groups(parse(slices, SQUARE, outputs)))
+    assert (pair.rule, pair.nodes) == ("chunks", ("left", "right"))
+    assert groups_of(fuse_groups(parse(f"{slices} y = Softmax(x)", SQUARE, f"{outputs}, {IMAGE}"))) == ()
 
 
 @pytest.mark.parametrize("name", ["unet-ts", "vit", "whisper_encoder", "gpt2"])

@@ -7,6 +7,7 @@
 | `normalisation.ResidualNorm` | the residual sum and the normalisation after it |
 | `reduction.ActivationReduction` | an activation and the global average after it |
 | `epilogue.Epilogue` | Conv, ConvTranspose, Gemm, MatMul with bias, residual, activation |
+| `chunks.Chunks` | the Slices that take one tensor apart |
 | `pointwise.LightChains` | what is left: chains of pointwise operators, moves of data, reductions |
 
 The rules follow what TensorRT-RTX was seen to do, as far as that follows from the graph alone.
@@ -25,6 +26,7 @@ from trtkit.graph.shapes import is_view
 from trtkit.model import Model
 from trtkit.passes.common import infer_shapes, working_copy
 from trtkit.passes.groups.attention import AttentionCore
+from trtkit.passes.groups.chunks import Chunks
 from trtkit.passes.groups.common import Grouping, GroupRule
 from trtkit.passes.groups.epilogue import Epilogue
 from trtkit.passes.groups.normalisation import ResidualNorm
@@ -34,7 +36,9 @@ from trtkit.passes.groups.siblings import Siblings
 
 __all__ = ["RULES", "GroupRule", "fuse_groups"]
 
-RULES: tuple[type[GroupRule], ...] = (AttentionCore, Siblings, ResidualNorm, ActivationReduction, Epilogue, LightChains)
+RULES: tuple[type[GroupRule], ...] = (
+    AttentionCore, Siblings, ResidualNorm, ActivationReduction, Epilogue, Chunks, LightChains,
+)  # fmt: skip
 
 
 def fuse_groups(model: Model, rules: Sequence[type[GroupRule]] = RULES) -> Model:
