@@ -53,6 +53,11 @@ class Outcome:
     latency: Measurement | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def build_seconds(self) -> float:
+        """The median of the builds (of an even number, the later of the two in the middle)."""
+        return sorted(self.builds)[len(self.builds) // 2]
+
 
 def prepare(model: trtkit.Model, level: int, precision: str) -> trtkit.Model:
     graph = trtkit.optimize(model, level)
@@ -94,7 +99,6 @@ def outcome(model: trtkit.Model, level: int, precision: str, options: argparse.N
     if on_gpu:
         result.latency = latency(engine, options.quick)
         result.extra["verified"] = True
-        result.extra["build_seconds"] = round(sorted(seconds)[len(seconds) // 2], 2)
     return result
 
 
@@ -112,7 +116,8 @@ def network(name: str, precision: str, options: argparse.Namespace) -> dict[str,
     for level, result in done.items():
         extra = {
             "network": name, "precision": precision, "nodes": result.nodes, "kernels": result.kernels,
-            "engine_bytes": result.engine_bytes, "same_kernels_as_level": _same(done, level), "refused": refused,
+            "engine_bytes": result.engine_bytes, "build_seconds": round(result.build_seconds, 2),
+            "same_kernels_as_level": _same(done, level), "refused": refused,
             "kernels_changed": _changed(done[first].ops, result.ops), **result.extra,
         }  # fmt: skip
         key = f"{name}-{precision}/level-{level}".replace("_", "-")
@@ -140,11 +145,11 @@ def _changed(before: Counter[str], after: Counter[str]) -> dict[str, int]:
 
 
 def _say(name: str, precision: str, level: int, result: Outcome, first: Outcome) -> None:
-    seconds = sorted(result.builds)[len(result.builds) // 2]
     time_ms = f"{result.latency.median_ms:8.4f} ms" if result.latency else ""
     same = "  same kernels" if result is not first and result.ops == first.ops else ""
     print(f"{name:22s} {precision} level {level}: {result.nodes:5d} nodes {result.kernels:4d} kernels "
-          f"{result.engine_bytes / 1e6:8.2f} MB  build {seconds:5.2f} s {time_ms}{same}", flush=True)  # fmt: skip
+          f"{result.engine_bytes / 1e6:8.2f} MB  build {result.build_seconds:5.2f} s "
+          f"{time_ms}{same}", flush=True)  # fmt: skip
 
 
 def table() -> str:

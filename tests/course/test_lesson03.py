@@ -24,7 +24,7 @@ from trtkit.passes.batch_norm import FoldBatchNorm
 
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT's answers on exercise 4's chains , known from the next test, so that wrong answers cost nothing."""
+    """TensorRT's answers on exercise 4's chains, known from the next test, so that wrong answers cost nothing."""
     monkeypatch.setattr(checks, "kernels", lambda model: REAL[model.name])
     monkeypatch.setattr(checks, "block", lambda nodes: block(nodes, name=NAMES[nodes]))
 
