@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -66,34 +66,36 @@ class Runner:
 
     # What is measured
 
-    def measure(self, setting: Setting) -> None:
-        """Every contender of one setting: time, compare with FP64, write the record, print a line."""
+    def measure(self, setting: Setting, names: Sequence[str] = ()) -> dict[str, Result]:
+        """Contenders of one setting, all of them if none is named: time, compare with FP64, write the record, print."""
         reference = self._reference(setting)
-        contenders: dict[str, Callable[[], Result]] = {
-            "trtkit": lambda: self._ours(setting, reference),
-            "eager": lambda: self._peer(setting, reference, "eager"),
-        }
-        if self.device == "cuda":
-            contenders["eager-graph"] = lambda: self._peer(setting, reference, "eager-graph")
-        if self.compile_peer:
-            contenders["compile"] = lambda: self._peer(setting, reference, "compile")
+        names = names or self.contenders
         results: dict[str, Result] = {}
-        for name, contender in contenders.items():
+        for name in names:
             try:
-                results[name] = contender()
+                one = self._ours(setting, reference) if name == "trtkit" else self._peer(setting, reference, name)
             except Exception as error:  # one contender's failure must not cost the others
                 log.exception("%s/%s failed", setting.key, name)
                 self.say(f"{setting.key:24s} {name:12s} FAILED: {type(error).__name__}: {str(error)[:120]}")
                 remove(f"{setting.key}/{name}")  # an older run's number must not stand beside those of this one
                 continue
-            save(f"{setting.key}/{name}", results[name].measurement, command=self.command, extra=results[name].extra)
-            self._say_result(setting, name, results[name])
-        self._say_ratios(setting, results)
+            results[name] = one
+            save(f"{setting.key}/{name}", one.measurement, command=self.command, extra=one.extra)
+            self._say_result(setting, name, one)
+        if len(names) > 1:
+            say_ratios(setting.key, results, self.say)
         if self.device == "cuda":
             torch.cuda.empty_cache()
-        failed = [name for name in contenders if name not in results]
+        failed = [name for name in names if name not in results]
         if failed:
             raise RuntimeError(f"{setting.key}: {', '.join(failed)} failed")
+        return results
+
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """Who can be measured on this device, and is wanted."""
+        graph = ("eager-graph",) if self.device == "cuda" else ()
+        return ("trtkit", "eager", *graph, *(("compile",) if self.compile_peer else ()))
 
     def _say_result(self, setting: Setting, name: str, result: Result) -> None:
         m, error = result.measurement, result.extra["relative_error"]
@@ -101,16 +103,6 @@ class Runner:
         verdict = "" if error <= limit else f"  OVER THE TOLERANCE {limit}"
         times = f"{m.median_ms:9.4f} ms  p10 {m.p10_ms:9.4f}  p90 {m.p90_ms:9.4f}  n {m.count:5d}"
         self.say(f"{setting.key:24s} {name:12s} {times}  error {error:.1e}  {result.extra['form']}{verdict}")
-
-    def _say_ratios(self, setting: Setting, results: dict[str, Result]) -> None:
-        """Ours against the best peer and against eager, all from this run."""
-        times = {name: result.measurement.median_ms for name, result in results.items()}
-        ours = times.pop("trtkit", None)
-        if ours is None or not times:
-            return
-        best = min(times, key=times.__getitem__)
-        eager = f", {times['eager'] / ours:.2f}x eager" if "eager" in times else ""
-        self.say(f"{setting.key:24s} => trtkit {times[best] / ours:.2f}x the best peer ({best}){eager}")
 
     # The contenders
 
@@ -150,7 +142,7 @@ class Runner:
         results, refused = {}, {}
         forms = ("fp32",) if setting.precision == "fp32" else ("autocast",)
         if setting.batch == 1:
-            forms += ("low-latency",)
+            forms = ("low-latency", *forms)
         for form in (*forms, "half"):
             if form == "half" and (results or setting.precision == "fp32"):
                 continue
@@ -236,6 +228,17 @@ class Runner:
         small = trtkit.optimize(model)
         log.info("%s %s: %d nodes as exported, %d optimised", network.name, form, model.node_count, small.node_count)
         return small
+
+
+def say_ratios(key: str, results: dict[str, Result], say: Callable[[str], None]) -> None:
+    """Ours against the best peer and against eager, all from this run."""
+    times = {name: result.measurement.median_ms for name, result in results.items()}
+    ours = times.pop("trtkit", None)
+    if ours is None or not times:
+        return
+    best = min(times, key=times.__getitem__)
+    eager = f", {times['eager'] / ours:.2f}x eager" if "eager" in times else ""
+    say(f"{key:24s} => trtkit {times[best] / ours:.2f}x the best peer ({best}){eager}")
 
 
 def _best(results: dict[str, Result]) -> Result:

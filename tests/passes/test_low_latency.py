@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.passes.graphs import assert_same
 from trtkit.importers import load
 from trtkit.model import Model
+from trtkit.passes import optimize
 from trtkit.passes.low_latency import low_latency
 
 
@@ -122,3 +123,60 @@ def test_a_convolution_that_is_the_output_keeps_the_output_s_name() -> None:
     after = low_latency(before)
     assert after.op_counts["ReduceSum"] == 1
     assert_same(before, after, before.random_inputs(batch=2), rtol=2e-5)
+
+
+def summed(a: str, b: str, *, bias: bool = True, opset: int = 20, more: str = "y = Relu(s)") -> Model:
+    """Two convolutions of x and z with the given attributes, added, and what reads the sum."""
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["": {opset}]>
+        g (float[n, 3, 5, 5] x, float[n, 4, 9, 9] z) => (float[n, 6, h, w] y)
+        {{ p = Conv{a}(x, v{", c" if bias else ""})  q = Conv{b}(z, w)  s = Add(p, q)  {more} }}""")
+    taps = 3 if "3, 3" in b else 1
+    shapes = {"v": (6, 3, 1, 1), "w": (6, 4, taps, taps), "c": (6,)}
+    for name, shape in shapes.items():
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    return load(model)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_sum_of_two_1x1_convolutions_is_one(bias: bool) -> None:
+    before = summed("", "<strides = [2, 2]>", bias=bias)
+    after = low_latency(before)
+    assert after.op_counts == {"Slice": 1, "Concat": 1, "Conv": 1, "Relu": 1}
+    assert after.history[-1].detail == "1 Add of two Conv into one"
+    assert_same(before, after, before.random_inputs(batch=2), rtol=2e-5)
+
+
+def test_a_sum_that_is_the_output_keeps_its_name() -> None:
+    before = summed("", "<strides = [2, 2]>", more="u = Relu(s) y = Identity(s)")
+    before = optimize(before)
+    after = low_latency(before)
+    assert after.op_counts["Conv"] == 1
+    assert_same(before, after, before.random_inputs(batch=2), rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("b", "opset", "more"),
+    [
+        ("<strides = [2, 2], kernel_shape = [3, 3], pads = [1, 1, 1, 1]>", 20, "y = Relu(s)"),  # not a 1x1 kernel
+        ("<strides = [2, 2]>", 12, "y = Relu(s)"),  # an opset that says some of it in another way
+        ("<strides = [2, 2]>", 20, "y = Mul(s, q)"),  # somebody else reads one of them
+    ],
+)
+def test_other_sums_of_convolutions_stay(b: str, opset: int, more: str) -> None:
+    before = summed("", b, opset=opset, more=more)
+    before.ir.opset_imports[""] = opset
+    assert low_latency(before).op_counts["Conv"] == 2
+
+
+def test_a_residual_network_has_one_convolution_less_for_each_change_of_width() -> None:
+    import torch
+    from torchvision.models.resnet import Bottleneck, ResNet
+
+    torch.manual_seed(0)
+    net = ResNet(Bottleneck, [1, 2, 1, 1], num_classes=5).eval()
+    before = optimize(load(net, torch.randn(2, 3, 64, 64)))
+    after = low_latency(before)
+    assert "4 Add of two Conv into one" in [step.detail for step in after.history]
+    assert after.op_counts["Conv"] == before.op_counts["Conv"] - 4
+    assert_same(before, after, before.random_inputs(batch=2), rtol=1e-4)

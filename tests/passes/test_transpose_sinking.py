@@ -78,6 +78,18 @@ def test_other_readers_and_outputs_get_what_they_read_before() -> None:
     assert ops(after).count("Transpose") == 1 and after.node_count == before.node_count - 1
 
 
+@pytest.mark.parametrize("level", sorted(LEVELS))
+def test_an_output_inside_is_not_asked_to_be_a_second_one(level: int) -> None:
+    """Found by fuzzing: once z is r under another name, y cannot be r as well."""
+    body = f"a = {T}(x) r = Relu(a) y = {BACK}(r) z = {T}(y) w = Add(y, s)"
+    model = parse(
+        f"float[4] s = {{0, 0, 0, 0}} | {body}", X, "float[n, 2, 3, 4] y, float[n, 3, 4, 2] z, float[n, 2, 3, 4] w"
+    )
+    after = optimize(model, level)
+    assert [value.name for value in after.outputs] == ["y", "z", "w"]
+    assert_same(model, after)
+
+
 def test_two_outputs_by_the_inverse_stay_two() -> None:
     body = f"a = {T}(x) b = Relu(a) y = {BACK}(b) z = {BACK}(b)"
     after = apply(parse(f"{C} | {body}", X, "float[n, 2, 3, 4] y, float[n, 2, 3, 4] z"), SinkTransposes)

@@ -30,7 +30,8 @@ _IN_MS = {"s": 1e3, "ms": 1.0, "us": 1e-3}
 _NUMBERS = ("median", "p10", "p90")
 _PROVENANCE = ("device", "driver", "cuda", "tensorrt", "torch", "trtkit", "commit", "date", "command", "run")
 _KEY = re.compile(r"[a-z0-9][a-z0-9._-]*")
-_RUN = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}"  # one mark for all that this process measures
+# One mark for all that this process measures, and the processes that a benchmark starts for its parts (TRTKIT_RUN).
+RUN = os.environ.get("TRTKIT_RUN") or f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}"
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def save(
         "count": measurement.count,
         "unit": unit,
         "extra": dict(extra or {}),
-        "provenance": machine.provenance(command, measurement.device) | {"run": _RUN},
+        "provenance": machine.provenance(command, measurement.device) | {"run": RUN},
     }
     path = folder() / f"{name}.json"
     contenders = _read(path)["contenders"] if path.exists() else {}

@@ -30,6 +30,7 @@
 | pass | rule |
 |---|---|
 | `stem.SpaceToDepthStem` | the first convolution on 2x2 phases of the image |
+| `summed_convs.MergeSummedConvs` | the sum of two 1x1 convolutions as one |
 | `split_reduction.SplitReduction` | a long sum over channels in parts |
 | `heads_as_batch.HeadsAsBatch` | self-attention of batch 1 with one product for Q, K and V |
 | `slice_mlp.SliceMlp` | the two products of a transformer's MLP in slices |

@@ -11,8 +11,9 @@ from trtkit.passes.heads_as_batch import HeadsAsBatch
 from trtkit.passes.slice_mlp import SliceMlp
 from trtkit.passes.split_reduction import SplitReduction
 from trtkit.passes.stem import SpaceToDepthStem
+from trtkit.passes.summed_convs import MergeSummedConvs
 
-_RULES: tuple[type[Rewrite], ...] = (SpaceToDepthStem, SplitReduction, HeadsAsBatch, SliceMlp)
+_RULES: tuple[type[Rewrite], ...] = (SpaceToDepthStem, MergeSummedConvs, SplitReduction, HeadsAsBatch, SliceMlp)
 
 
 def low_latency(model: Model) -> Model:
@@ -20,8 +21,9 @@ def low_latency(model: Model) -> Model:
 
     Fewer nodes are not always faster. At batch 1 a large GPU idles: a convolution on 7x7 pixels has too few outputs for
     its multiprocessors, and the first convolution's three channels leave most of a tensor core empty. The rules of
-    `stem`, `split_reduction`, `heads_as_batch` and `slice_mlp` make more work for it at a time. For larger batches
-    there is nothing to gain; measure both (`trtkit.bench.compare`), and keep what `optimize` gives where it is as fast.
+    `stem`, `summed_convs`, `split_reduction`, `heads_as_batch` and `slice_mlp` make more work for it at a time. For
+    larger batches there is nothing to gain; measure both (`trtkit.bench.compare`), and keep what `optimize` gives where
+    it is as fast.
 
     Args:
         model: as `optimize` leaves it; stays as it is. The rules for transformers apply to one whose input has a fixed

@@ -73,7 +73,7 @@ class SinkTransposes(Rewrite):
                 perm = [region.order.perm[axis] for axis in transpose.attributes.get_ints("perm", [])]
                 transpose.attributes["perm"] = ir.AttrInt64s("perm", perm)
             for transpose in end.cancelled:
-                replace(transpose.outputs[0], value)  # never refused: at most one of them is a graph output
+                replace(transpose.outputs[0], value)  # never refused: see _End
                 remove(transpose)
             if end.others or end.is_output:
                 self._transpose_again(value, end, region, name, shape)
@@ -108,7 +108,7 @@ class _End:
         self.cancelled: list[ir.Node] = []  # Transposes by the inverse
         self.merged: list[ir.Node] = []  # other Transposes
         self.others: list[tuple[ir.Node, int]] = []
-        outputs = 0  # a value can take over the name of one graph output
+        outputs = int(self.is_output)  # a value can have the name of one graph output alone
         for reader, place in value.uses():
             if reader in members:
                 continue
