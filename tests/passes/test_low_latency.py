@@ -52,16 +52,23 @@ def test_a_stem_computes_the_same_on_phases(
     assert_same(before, low_latency(before), rtol=2e-5)
 
 
-def test_the_stem_of_a_resnet_becomes_4x4_on_12_channels() -> None:
+def test_the_stem_of_a_resnet_becomes_4x4_on_16_channels() -> None:
     after = low_latency(conv(("n", 3, 32, 32), (8, 3, 7, 7), strides=[2, 2], pads=[3] * 4))
-    assert after.op_counts == {"SpaceToDepth": 1, "Conv": 1, "Relu": 1}
+    assert after.op_counts == {"Pad": 1, "SpaceToDepth": 1, "Conv": 1, "Relu": 1}
     (weight,) = [value for value in after.ir.graph.initializers.values() if len(value.shape or ()) == 4]
-    assert tuple(weight.shape or ()) == (8, 12, 4, 4)
+    assert tuple(weight.shape or ()) == (8, 16, 4, 4)
     assert after.history[-1].detail == "1 Conv of stride 2"
 
 
-def test_a_1x1_convolution_of_many_channels_is_cut_as_well() -> None:
-    before = conv(("n", 1024, 4, 4), (6, 1024, 1, 1))
+def test_a_stem_of_two_or_four_colours_needs_no_more_of_them() -> None:
+    for channels in (2, 4):
+        after = low_latency(conv(("n", channels, 8, 8), (5, channels, 3, 3), strides=[2, 2], pads=[1] * 4))
+        assert after.op_counts == {"SpaceToDepth": 1, "Conv": 1, "Relu": 1}
+
+
+@pytest.mark.parametrize("channels", [768, 1024])
+def test_a_1x1_convolution_of_many_channels_is_cut_as_well(channels: int) -> None:
+    before = conv(("n", channels, 4, 4), (6, channels, 1, 1))
     after = low_latency(before)
     assert after.history[-1].detail == "1 Conv into 4 parts"
     assert_same(before, after, before.random_inputs(batch=2), rtol=2e-5)
@@ -81,7 +88,7 @@ def test_a_long_sum_is_cut_into_parts(bias: bool, strides: list[int]) -> None:
     ("shape", "weight", "attributes"),
     [
         (("n", 256, 19, 19), (6, 256, 3, 3), {}),  # enough pixels to keep a GPU busy
-        (("n", 112, 7, 7), (6, 112, 3, 3), {}),  # a short sum
+        (("n", 84, 7, 7), (6, 84, 3, 3), {}),  # a short sum
         (("n", 512, 7, 7), (6, 256, 3, 3), {"group": 2}),  # groups already
         (("n", 254, 7, 7), (6, 254, 3, 3), {}),  # channels do not divide
         (("n", 256, "h", "w"), (6, 256, 3, 3), {}),  # pixels unknown

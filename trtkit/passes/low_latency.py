@@ -34,7 +34,7 @@ def low_latency(model: Model) -> Model:
 
     >>> import onnx, trtkit
     >>> model = trtkit.load(onnx.parser.parse_model('''<ir_version: 10, opset_import: ["": 20]>
-    ...     g (float[n, 1, 8, 8] x) => (float[n, 1, 4, 4] y) <float[1, 1, 2, 2] w = {1, 2, 3, 4}> {
+    ...     g (float[n, 2, 8, 8] x) => (float[n, 1, 4, 4] y) <float[1, 2, 2, 2] w = {1, 2, 3, 4, 5, 6, 7, 8}> {
     ...     y = Conv <strides = [2, 2]> (x, w)}'''))
     >>> fast = low_latency(model)
     >>> fast.op_counts, fast.history[-1].detail

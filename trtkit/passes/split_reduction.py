@@ -13,9 +13,10 @@ from trtkit.passes.stem import put_instead
 PARTS = 4
 # Where it pays was measured on an H100 (ResNet-50, batch 1, FP16): 3x3 convolutions of 512 channels on 7x7 pixels (sums
 # of 4608 products) and of 256 on 14x14 (2304) became faster, and so did 1x1 convolutions of 1024 and 2048 channels
-# there. Those on 28x28 pixels, and 8 parts instead of 4, made it slower; 2 parts are slower than 4.
+# there. So did the two of 512 and 256 channels that `summed_convs` makes one (768). Those on 28x28 pixels, and 8 parts
+# instead of 4, made it slower; 2 parts are slower than 4.
 _FEW_PIXELS = 256
-_LONG_SUM = 1024
+_LONG_SUM = 768
 
 
 class SplitReduction(Rewrite):
@@ -28,7 +29,7 @@ class SplitReduction(Rewrite):
         Conv(x, W) = sum over g of Conv(x[C_g], W[:, C_g])
 
     1. *Requires* Conv of group 1, constant weights and bias, output of known height and width with at most 256 pixels,
-       sums of at least 1024 products, channels that divide by the number of parts; opset 13 or later. The rule is for
+       sums of at least 768 products, channels that divide by the number of parts; opset 13 or later. The rule is for
        batch 1: with larger batches there is enough to do without it.
     2. *Rewrite*: a Conv of `PARTS` groups, each from its channels to all outputs; Reshape; ReduceSum; Add of the bias.
     3. *Ensures*: equal up to the order of summation. The work is the same, the parts are written and read once more.
