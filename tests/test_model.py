@@ -21,6 +21,7 @@ from tests.passes.graphs import parse
 from trtkit.errors import ModelError
 from trtkit.importers import load
 from trtkit.model import Model, Step, TensorInfo, save, write_atomically
+from trtkit.passes import optimize
 
 X = np.array([[-1, 0, 1, 2]], np.float32)
 TABLE = "float[5, 4] small = {" + ", ".join("0" * 20) + "}, float[7, 4] large = {" + ", ".join("1" * 28) + "}"
@@ -185,6 +186,39 @@ def test_a_copy_may_be_changed_freely() -> None:
     assert copied.origin is model and copied.history == model.history
     np.testing.assert_array_equal(model.run(X)["y"], [[0, 2, 4, 6]])
     np.testing.assert_array_equal(copied.run(X)["y"], [[0, 0, 1, 2]])
+
+
+IDENTITIES = """<ir_version: 10, opset_import: ["": 20]> g (float[n, 4] x) => (float[n, 4] y)
+    <float[4] w = {1, 2, 3, 4}> {a = Identity(x) b = Mul(a, w) y = Identity(b)}"""
+
+
+def test_a_model_from_a_file_is_what_it_was_after_its_graph_was_taken_for_a_rewriting() -> None:
+    proto = onnx.parser.parse_model(IDENTITIES)
+    model, untouched = load(proto.SerializeToString()), load(proto.SerializeToString())
+    small = optimize(model)
+    optimize(small)
+    assert (small.op_counts, small.origin) == ({"Mul": 1}, model)
+    assert model.to_bytes() == untouched.to_bytes()
+    assert (model.op_counts, model.inputs, model.history) == (untouched.op_counts, untouched.inputs, ())
+    inputs = model.random_inputs(batch=3)
+    np.testing.assert_array_equal(model.run(inputs)["y"], small.run(inputs)["y"])
+
+
+def test_a_graph_that_somebody_has_seen_stays_with_its_model() -> None:
+    model = load(onnx.parser.parse_model(IDENTITIES).SerializeToString())
+    graph, nodes = model.ir, list(model.ir.graph)
+    small = optimize(model)
+    assert model.ir is graph
+    assert list(model.ir.graph) == nodes
+    assert small.ir is not graph
+
+
+def test_a_message_that_is_changed_later_does_not_change_the_model() -> None:
+    proto = onnx.parser.parse_model(IDENTITIES)
+    model = load(proto)
+    optimize(model)
+    del proto.graph.node[:]
+    assert model.node_count == 3
 
 
 def test_a_copy_shares_its_weights() -> None:

@@ -8,7 +8,7 @@ import gc
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,11 @@ from trtkit import onnx_file
 from trtkit.errors import ModelError
 from trtkit.reference import Reference
 
+WITH_BODY = frozenset({"If", "Loop", "Scan", "SequenceMap"})  # of ONNX's own operators these run graphs of their own
 _PROTOBUF_LIMIT = 2_000_000_000  # bytes; protobuf refuses messages of 2 GiB, and the graph needs some room as well
+
+
+IrModel = ir.Model  # inside of Model, `ir` is the graph
 
 
 class TensorInfo(NamedTuple):
@@ -68,8 +72,10 @@ class Model:
         history: tuple[Step, ...] = (),
         origin: Model | None = None,
         precision: str | None = None,
+        remake: Callable[[], ir.Model] | None = None,
     ) -> None:
-        self.ir = graph
+        self._graph: ir.Model | None = graph
+        self._remake = remake
         self.name = name or graph.graph.name or "model"
         self.history = history
         self.precision = precision or _precision_of(graph.graph)
@@ -79,10 +85,37 @@ class Model:
     def __repr__(self) -> str:
         ends = f"{', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}"
         nodes = f"{self.node_count} node{'' if self.node_count == 1 else 's'}"
-        weights = f"{len(self.ir.graph.initializers)} weights in {self.size_bytes:,} bytes"
+        weights = f"{len(self._peek().graph.initializers)} weights in {self.size_bytes:,} bytes"
         return f"Model({self.name!r}: {nodes}, {weights}, opset {self.opset}; {ends})"
 
     # What it is
+
+    @property
+    def ir(self) -> ir.Model:
+        """The graph. Whoever asks may hold on to its nodes, so from now on it stays the one that this model has."""
+        graph = self._peek()
+        self._remake = None
+        return graph
+
+    def _peek(self) -> IrModel:
+        """The graph for a look at it, made again if a rewriting took it."""
+        if self._graph is None:
+            assert self._remake is not None
+            self._graph = self._remake()
+            _name_nodes(self._graph.graph)
+        return self._graph
+
+    def working_graph(self) -> IrModel:
+        """A graph with this model's weights that may be changed.
+
+        A clone of this model's; or that itself, if nobody else has seen it and it can be made from its file once more
+        should anybody ask. What is loaded, rewritten and saved is then never cloned.
+        """
+        graph = self._peek()
+        if self._remake is None:
+            return graph.clone()
+        self._graph = None
+        return graph
 
     @property
     def origin(self) -> Model:
@@ -91,52 +124,52 @@ class Model:
 
     @cached_property
     def inputs(self) -> tuple[TensorInfo, ...]:
-        weights = self.ir.graph.initializers
-        return tuple(_info(value) for value in self.ir.graph.inputs if value.name not in weights)
+        weights = self._peek().graph.initializers
+        return tuple(_info(value) for value in self._peek().graph.inputs if value.name not in weights)
 
     @cached_property
     def outputs(self) -> tuple[TensorInfo, ...]:
-        return tuple(_info(value) for value in self.ir.graph.outputs)
+        return tuple(_info(value) for value in self._peek().graph.outputs)
 
     @property
     def node_count(self) -> int:
         """Number of nodes, those inside If, Loop and Scan bodies included."""
-        return sum(1 for _ in self.ir.graph.all_nodes())
+        return sum(1 for _ in every_node(self._peek().graph))
 
     @property
     def op_counts(self) -> dict[str, int]:
         """How many nodes of each operator, the most frequent first."""
-        return dict(Counter(node.op_type for node in self.ir.graph.all_nodes()).most_common())
+        return dict(Counter(node.op_type for node in every_node(self._peek().graph)).most_common())
 
     @property
     def opset(self) -> int:
-        return self.ir.opset_imports.get("", 0)
+        return self._peek().opset_imports.get("", 0)
 
     @property
     def size_bytes(self) -> int:
         """Bytes that the weights (initialisers) take."""
-        return sum(v.const_value.nbytes for v in self.ir.graph.initializers.values() if v.const_value is not None)
+        return sum(v.const_value.nbytes for v in self._peek().graph.initializers.values() if v.const_value is not None)
 
     # In and out of it
 
     def copy(self) -> Model:
         """A copy whose graph may be changed freely; the weight tensors are shared: nothing ever writes to them."""
         return Model(
-            self.ir.clone(), self.name, history=self.history, origin=self._origin or self, precision=self.precision
+            self.working_graph(), self.name, history=self.history, origin=self._origin or self, precision=self.precision
         )
 
     def rewritten(
-        self, graph: ir.Model, name: str, detail: str, seconds: float, *, precision: str | None = None
+        self, graph: IrModel, name: str, detail: str, seconds: float, *, precision: str | None = None
     ) -> Model:
         """The model after a rewriting step: `graph` in place of its own, one more Step in its history."""
-        after = sum(1 for _ in graph.graph.all_nodes())
+        after = sum(1 for _ in every_node(graph.graph))
         step = Step(name, detail, self.node_count, after, seconds)
         return Model(
             graph, self.name, history=(*self.history, step), origin=self.origin, precision=precision or self.precision
         )
 
     def to_proto(self) -> onnx.ModelProto:
-        return ir.to_proto(self.ir)
+        return ir.to_proto(self._peek())
 
     def to_bytes(self) -> bytes:
         """The model as one ONNX protobuf message, weights included.
@@ -149,7 +182,7 @@ class Model:
                 f"{self.name!r} has {self.size_bytes:,} bytes of weights, and protobuf's limit is 2 GB. "
                 "Use trtkit.save(model, path), which puts the weights of such a model into a second file."
             )
-        return b"".join(onnx_file.chunks(self.ir))
+        return b"".join(onnx_file.chunks(self._peek()))
 
     # Running it
 
@@ -174,7 +207,7 @@ class Model:
             ModelError: a changeable dimension other than the batch has no size.
         """
         rng = np.random.default_rng(seed)
-        values = {value.name: value for value in self.ir.graph.inputs}
+        values = {value.name: value for value in self._peek().graph.inputs}
         arrays = {}
         sizes = {"batch": batch, **(dims or {})}
         for info in self.inputs:
@@ -231,11 +264,11 @@ def save(model: Model, path: str | os.PathLike[str]) -> Path:
     if model.size_bytes > _PROTOBUF_LIMIT:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=path.name) as folder:
             whole = Path(folder) / path.name
-            ir.save(model.ir, whole, external_data=path.name + ".data")
+            ir.save(model._peek(), whole, external_data=path.name + ".data")
             for file in (whole.with_name(path.name + ".data"), whole):
                 os.replace(file, path.with_name(file.name))
         return path
-    write_atomically(path, onnx_file.chunks(model.ir))
+    write_atomically(path, onnx_file.chunks(model._peek()))
     return path
 
 
@@ -331,6 +364,34 @@ def _info(value: ir.Value) -> TensorInfo:
     return TensorInfo(value.name or "", shape, np.dtype(value.dtype.numpy()))
 
 
+def has_body(node: ir.Node) -> bool:
+    """Whether a node runs graphs of its own (If, Loop, Scan): what that costs is known only at run time."""
+    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+
+
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """The graphs that a node runs, in the order of its attributes."""
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found += attribute.as_graphs()
+    return found
+
+
+def every_node(graph: ir.Graph) -> Iterator[ir.Node]:
+    """A graph's nodes, each followed by those in its bodies.
+
+    As onnx_ir's `all_nodes`, but it asks for an operator's name before it looks at all attributes of all nodes.
+    """
+    for node in graph:
+        yield node
+        if node.op_type in WITH_BODY or node.domain:
+            for body in bodies(node):
+                yield from every_node(body)
+
+
 @contextlib.contextmanager
 def collection_paused() -> Iterator[None]:
     """Keep Python's garbage collector from running while a graph is built.
@@ -388,11 +449,12 @@ def _table_lengths(value: ir.Value) -> list[int]:
 def _name_nodes(graph: ir.Graph) -> None:
     """Give every node a name of its own: TensorRT reports its kernels by the names of ONNX nodes."""
     taken: set[str] = set()
-    for number, node in enumerate(graph.all_nodes()):
+    for number, node in enumerate(every_node(graph)):
         base = node.name or f"{node.op_type}_{number}"
         name, count = base, 1
         while name in taken:
             count += 1
             name = f"{base}_{count}"
-        node.name = name
+        if name != node.name:
+            node.name = name
         taken.add(name)

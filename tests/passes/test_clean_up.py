@@ -159,6 +159,21 @@ class TestConsecutive:
                       CUBE["inputs"], "float[n, 4, 5] y, float[n, 5, 4] z")  # fmt: skip
         assert ops(apply(model, MergeConsecutive, RemoveDeadCode)) == ["Transpose", "Neg", "Neg"]
 
+    def test_a_transpose_that_moves_ones_alone_is_part_of_the_reshape_behind_it(self) -> None:
+        body = "int64[2] s = {{-1, 20}} | a = Transpose <perm = {perm}> (x) b = Reshape(a, s) y = Neg(b)"
+        ends = {"inputs": "float[n, 1, 4, 1, 5] x", "outputs": "float[n, 20] y"}
+        model = parse(body.format(perm="[0, 2, 1, 4, 3]"), **ends)
+        after = apply(model, MergeConsecutive, RemoveDeadCode)
+        assert ops(after) == ["Reshape", "Neg"]
+        assert_same(model, after, {"x": np.arange(40, dtype=np.float32).reshape(2, 1, 4, 1, 5)})
+        moves = parse(body.format(perm="[0, 4, 1, 2, 3]"), **ends)
+        assert ops(apply(moves, MergeConsecutive, RemoveDeadCode)) == ["Transpose", "Reshape", "Neg"]
+
+    def test_a_transposed_dimension_that_a_reshape_copies_stays(self) -> None:
+        model = parse("int64[2] s = {0, 20} | a = Transpose <perm = [1, 0, 2, 3]> (x) b = Reshape(a, s) y = Neg(b)",
+                      "float[1, 2, 4, 5] x", "float[2, 20] y")  # fmt: skip
+        assert ops(apply(model, MergeConsecutive, RemoveDeadCode)) == ["Transpose", "Reshape", "Neg"]
+
     def test_views_cancel_or_become_one(self) -> None:
         model = parse("""int64[2] s = {-1, 20}, int64[3] t = {-1, 4, 5} |
             a = Reshape(x, s) b = Reshape(a, t) y = Neg(b)""", **CUBE)

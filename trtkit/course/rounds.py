@@ -25,15 +25,16 @@ def rounds(model: Model, passes: Sequence[Rewrite]) -> list[int]:
     [3, 1]
     """
     titles = [rule.title for rule in passes]
-    early = next((rule.title for rule in passes if not rule.asks_types), None)  # has a turn before the first round
+    early = {rule.title for rule in passes if not rule.asks_types}  # these have a turn before the first round
     after = run_passes(model, passes)
-    counts, place = [model.node_count], len(titles)
-    for number, step in enumerate(after.history[len(model.history) :]):
+    counts, place, begun = [model.node_count], len(titles), False
+    for step in after.history[len(model.history) :]:
         if step.name not in titles[place:]:
             counts.append(step.nodes_after)
             place = 0
         counts[-1] = step.nodes_after
-        place = 0 if number == 0 and step.name == early else titles.index(step.name, place) + 1
+        begun = begun or step.name not in early
+        place = titles.index(step.name, place) + 1 if begun else 0
     return counts
 
 

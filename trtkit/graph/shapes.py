@@ -10,13 +10,10 @@ import onnx
 import onnx_ir as ir
 
 from trtkit.errors import ModelError
-from trtkit.model import Model
+from trtkit.model import WITH_BODY, Model, bodies, has_body
 
 # Nodes that only look at their first input in another shape: no runtime has to copy anything for them.
 VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
-
-# Of ONNX's own operators these run graphs of their own.
-WITH_BODY = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 _SMALL = 1000  # bytes; smaller constants may be shapes, whose values the inference needs to see
 
@@ -75,11 +72,6 @@ def results(node: ir.Node) -> Iterator[ir.Value]:
     yield from (value for value in node.outputs if value.name)
 
 
-def has_body(node: ir.Node) -> bool:
-    """Whether a node runs graphs of its own (If, Loop, Scan): what that costs is known only at run time."""
-    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
-
-
 def graphs_of(graph: ir.Graph) -> list[ir.Graph]:
     """A graph and all bodies inside it, an outer one before those in it.
 
@@ -91,17 +83,6 @@ def graphs_of(graph: ir.Graph) -> list[ir.Graph]:
             if (node.op_type in WITH_BODY or node.domain) and has_body(node):
                 found += bodies(node)
         position += 1
-    return found
-
-
-def bodies(node: ir.Node) -> list[ir.Graph]:
-    """The graphs that a node runs, in the order of its attributes."""
-    found: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            found.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            found += attribute.as_graphs()
     return found
 
 

@@ -21,7 +21,7 @@ from trtkit.importers.caffe2 import from_caffe2, is_caffe2
 from trtkit.importers.keras import SUFFIXES as KERAS_FILES
 from trtkit.importers.keras import from_keras, from_keras_file, is_keras
 from trtkit.importers.sklearn import from_sklearn, is_estimator
-from trtkit.model import Model, collection_paused
+from trtkit.model import Model, collection_paused, every_node
 
 _TOO_OLD = 13  # explicit per-channel Q/DQ came with opset 13; older files are lifted by ONNX's own converter
 
@@ -143,16 +143,25 @@ def _from_proto(
             proto = onnx.version_converter.convert_version(proto, _TOO_OLD)
         _check(proto)
         _check_lengths(proto, weights or {})
-        model = ir.from_proto(proto)
-        for key, tensor in (weights or {}).items():
-            model.graph.initializers[key].const_value = tensor
+        graph = _deserialized(proto, weights or {})
     except ModelError as error:
         raise ModelError(f"{what}: {error}") from error
     except Exception as error:  # the checker, the converter and onnx_ir each raise errors of their own
         raise ModelError(f"{what} is ONNX, but not valid: {error}") from error
-    _resolve_external_data(model, base_dir, what)
+    elsewhere = _resolve_external_data(graph, base_dir, what)
+    if weights is None or elsewhere:  # the message is the caller's, and may change; files may go
+        return Model(_inlined(graph), name)
+    return Model(_inlined(graph), name, remake=lambda: _inlined(_deserialized(proto, weights)))
+
+
+@collection_paused()
+def _deserialized(proto: onnx.ModelProto, weights: Mapping[str, ir.Tensor]) -> ir.Model:
+    """The graph in a message, with the values that the message lacks, in the spelling that everything here asks for."""
+    model = ir.from_proto(proto)
+    for key, tensor in weights.items():
+        model.graph.initializers[key].const_value = tensor
     _normalise_domain(model)
-    return Model(_inlined(model), name)
+    return model
 
 
 def _check_liftable(proto: onnx.ModelProto, opset: int) -> None:
@@ -233,13 +242,14 @@ def _normalise_domain(model: ir.Model) -> None:
     """ONNX's own operators have two spellings of their domain, "" and "ai.onnx"; everything here asks for the first."""
     if "ai.onnx" in model.opset_imports:
         model.opset_imports.setdefault("", model.opset_imports.pop("ai.onnx"))
-    for node in model.graph.all_nodes():
+    for node in every_node(model.graph):
         if node.domain == "ai.onnx":
             node.domain = ""
 
 
-def _resolve_external_data(model: ir.Model, base_dir: Path | None, what: str) -> None:
-    """Load weights kept beside the file; refuse a path that leads out of the model's folder."""
+def _resolve_external_data(model: ir.Model, base_dir: Path | None, what: str) -> bool:
+    """Load weights kept beside the file; refuse a path that leads out of the model's folder. Whether there are any."""
+    found = False
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):
@@ -267,6 +277,8 @@ def _resolve_external_data(model: ir.Model, base_dir: Path | None, what: str) ->
             )
         tensor.base_dir = str(base_dir)
         value.const_value = ir.Tensor(tensor.numpy().copy(), name=value.name)
+        found = True
+    return found
 
 
 def _inlined(model: ir.Model) -> ir.Model:

@@ -60,7 +60,7 @@ from trtkit.passes.attention import CanonicalAttention
 from trtkit.passes.batch_norm import FoldBatchNorm
 from trtkit.passes.batch_norm_before import FoldBatchNormBefore
 from trtkit.passes.branches import DropUnusedOutputs, InlineBranches
-from trtkit.passes.common import Rewrite, graphs_of, infer_shapes, working_copy
+from trtkit.passes.common import Rewrite, graphs_of, working_copy
 from trtkit.passes.consecutive import MergeConsecutive
 from trtkit.passes.constant_folding import FoldConstants
 from trtkit.passes.cse import ShareSubexpressions
@@ -68,7 +68,7 @@ from trtkit.passes.dead_code import RemoveDeadCode
 from trtkit.passes.dedup import ShareInitializers
 from trtkit.passes.gelu import FuseGelu
 from trtkit.passes.identity import RemoveIdentities
-from trtkit.passes.inference import infer_missing
+from trtkit.passes.inference import infer_missing, infer_unknown
 from trtkit.passes.layer_norm import FuseNormalization
 from trtkit.passes.matmul_bias import FuseMatMulBias
 from trtkit.passes.noop_shape import RemoveNoOpShapes
@@ -85,7 +85,7 @@ _CLEAN_UP = (
     DropUnusedOutputs, RemoveDeadCode,
 )  # fmt: skip
 _FOLD = (
-    RemoveIdentities, InlineBranches, ShareSubexpressions, FoldConstants, FoldShapes, StaticReshape, FoldBatchNorm,
+    ShareSubexpressions, RemoveIdentities, InlineBranches, FoldConstants, FoldShapes, StaticReshape, FoldBatchNorm,
     FoldBatchNormBefore, FoldAffine, DropZeroStates,
 )  # fmt: skip
 _FUSE = (FuseMatMulBias, FuseGelu, FuseNormalization, CanonicalAttention)
@@ -156,11 +156,12 @@ def _to_fixpoint(graph: ir.Model, passes: Sequence[Rewrite]) -> list[Step]:
     steps: list[Step] = []
     idle: dict[Rewrite, int] = {}  # at how many steps a pass last found nothing to do
     nodes = _count(graph)
-    first = next((rule for rule in passes if not rule.asks_types), None)
-    if first is not None and (step := _run(graph, first, nodes, first.title)) and first.done:
-        steps.append(step)  # what is there twice needs no types, and inference then has less to do, often by half
-        nodes = step.nodes_after
-    infer_shapes(graph)
+    for rule in dict.fromkeys(rule for rule in passes if not rule.asks_types):
+        step = _run(graph, rule, nodes, rule.title)
+        if rule.done:  # inference then has less to do, often by half, or none: exporters state what they exported
+            steps.append(step)
+            nodes = step.nodes_after
+    infer_unknown(graph)
     present = _operators(graph)
     for _ in range(MAX_ROUNDS):
         before = len(steps)

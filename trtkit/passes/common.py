@@ -10,13 +10,13 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from trtkit.graph.shapes import bodies, graphs_of
+from trtkit.graph.shapes import WITH_BODY, bodies, graphs_of
 from trtkit.model import Model
-from trtkit.passes.inference import infer_shapes
+from trtkit.passes.inference import infer_node, infer_shapes
 
 __all__ = [
-    "Dims", "Names", "Rewrite", "array", "bodies", "constant", "dims", "graphs_of", "infer_shapes", "initializer",
-    "is_used", "let_go", "remove", "replace", "single_use", "working_copy",
+    "Dims", "Learner", "Names", "Rewrite", "array", "bodies", "constant", "dims", "graphs_of", "infer_shapes",
+    "initializer", "is_used", "let_go", "remove", "replace", "single_use", "type_of", "working_copy",
 ]  # fmt: skip
 
 Dims = tuple[int | str | None, ...]  # a number, the name of a symbolic dimension, or None where nothing is known
@@ -76,6 +76,30 @@ class Rewrite(ir.passes.InPlacePass):
         return ", ".join(f"{count} {what}" for what, count in self.done.most_common())
 
 
+class Learner(Rewrite):
+    """A pass that finds out shapes on its way.
+
+    `tell` names nodes of whose inputs something new is known. When the walk comes to one and does not rewrite it, it is
+    inferred again, once, and what that brings is told to its readers. Nodes without types wait for `infer_shapes`.
+    """
+
+    def _begin(self, model: ir.Model) -> None:
+        super()._begin(model)
+        self._told: set[ir.Node] = set()
+
+    def tell(self, nodes: Iterable[ir.Node]) -> None:
+        """These come later in the walk than the node that is being rewritten."""
+        self._told.update(nodes)
+
+    def visit(self, graph: ir.Graph) -> None:
+        ops, rewrite, told = self.ops, self.rewrite, self._told
+        for node in graph:
+            if (not ops or node.op_type in ops) and node.domain == "" and (what := rewrite(node)):
+                self.done[what] += 1
+            elif node in told and all(v.type is not None for v in node.outputs) and infer_node(node, self.opset):
+                self.tell(reader for value in node.outputs for reader, _ in value.uses())
+
+
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     """The tensor behind a value that can never change, else None.
 
@@ -95,6 +119,13 @@ def array(value: ir.Value | None) -> np.ndarray | None:
     """The constant behind a value as NumPy array (shared, never write to it), else None."""
     tensor = constant(value)
     return None if tensor is None else tensor.numpy()
+
+
+def type_of(value: ir.Value | None) -> ir.DataType | None:
+    """The type of a value's numbers if it is stated or can be read off a constant, which is then stated, too."""
+    if value is not None and value.dtype is None and (tensor := constant(value)) is not None:
+        value.dtype = tensor.dtype
+    return None if value is None else value.dtype
 
 
 def replace(old: ir.Value, new: ir.Value) -> bool:
@@ -119,18 +150,23 @@ def remove(nodes: ir.Node | Iterable[ir.Node]) -> None:
     """Take nodes that nobody reads any more out of their graph."""
     for node in (nodes,) if isinstance(nodes, ir.Node) else tuple(nodes):
         assert node.graph is not None
-        let_go(node)
+        _let_go_inside(node)
         node.graph.remove(node, safe=True)
 
 
 def let_go(node: ir.Node) -> None:
     """Take a node, about to be removed, off its inputs, and the nodes in its bodies off what they read outside."""
-    for body in bodies(node):
-        body.outputs.clear()
-        for inner in body:
-            let_go(inner)
+    _let_go_inside(node)
     for place in range(len(node.inputs)):
         node.replace_input_with(place, None)
+
+
+def _let_go_inside(node: ir.Node) -> None:
+    if node.op_type in WITH_BODY or node.domain:
+        for body in bodies(node):
+            body.outputs.clear()
+            for inner in body:
+                let_go(inner)
 
 
 def is_used(value: ir.Value) -> bool:
@@ -191,7 +227,7 @@ def working_copy(model: Model) -> ir.Model:
     Before IR version 4 every weight had to be listed as an input, too; these are dropped from the inputs, since nobody
     meant them to be overridden. (`Model.inputs` does not show them either.)
     """
-    graph = model.ir.clone()
+    graph = model.working_graph()
     if graph.ir_version < 4:
         graph.ir_version = 4
         for value in tuple(graph.graph.inputs):

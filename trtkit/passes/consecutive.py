@@ -22,6 +22,9 @@ class MergeConsecutive(Rewrite):
     5. `Cast(Cast(x, A), B)` is `Cast(x, B)` if A holds every value of x's type exactly; from whole numbers to whole
        numbers by way of fractions only if B does, too (out of range, casting from fractions is undefined).
 
+    6. `Reshape(Transpose(x, p), s)` is `Reshape(x, s)` if p leaves the dimensions in their order but for those of size
+       1, and s is constant and copies no dimension: the elements lie as they lay.
+
     *Rewrite*: the second node reads what the first one read; the first stays if others read it, so that no rule adds a
     node. For rule 4 it must have no other reader, since Reshapes are not better than what they replace.
     *Ensures*: the same elements in the same places; outputs of graphs keep their names.
@@ -40,6 +43,8 @@ class MergeConsecutive(Rewrite):
             return self._casts(first, node)
         if node.op_type in VIEWS and first.op_type in VIEWS:
             return self._views(first, node)
+        if node.op_type == "Reshape" and first.op_type == "Transpose":
+            return self._moved_ones(first, node)
         return None
 
     def _transposes(self, first: ir.Node, second: ir.Node) -> str | None:
@@ -52,6 +57,18 @@ class MergeConsecutive(Rewrite):
         second.replace_input_with(0, first.inputs[0])
         second.attributes["perm"] = ir.AttrInt64s("perm", perm)
         return "Transpose merged"
+
+    @staticmethod
+    def _moved_ones(first: ir.Node, second: ir.Node) -> str | None:
+        before, perm = dims(first.inputs[0]), first.attributes.get_ints("perm", None)
+        target = numbers(second, "shape", 1)
+        if before is None or perm is None or target is None or 0 in target:
+            return None
+        longer = [axis for axis in perm if before[axis] != 1]
+        if longer != sorted(longer):
+            return None
+        second.replace_input_with(0, first.inputs[0])
+        return "Transpose merged into Reshape"
 
     @staticmethod
     def _cancel(first: ir.Node, second: ir.Node) -> str | None:

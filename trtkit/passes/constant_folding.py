@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,8 +16,8 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops import load_op
 
 from trtkit.graph.shapes import has_body
-from trtkit.passes.common import Rewrite, array, constant, initializer, remove, replace
-from trtkit.passes.inference import bare_node, curious_readers, infer_node, output_types
+from trtkit.passes.common import Learner, array, constant, initializer, remove, replace, type_of
+from trtkit.passes.inference import bare_node, curious_readers, output_types
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +42,16 @@ _OF_FEW_FEW = {
     "Shape", "Sigmoid", "Sign", "Sin", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Trilu",
     "Unsqueeze", "Where", "Xor",
 }  # fmt: skip
+# Operators that only arrange what they are given: their output is of the first input's type.
+_ARRANGE = frozenset({
+    "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Reshape", "Slice", "Squeeze", "Transpose",
+    "Unsqueeze",
+})  # fmt: skip
 _FEW = 4096  # elements
 _NEVER = RANDOM | QUANTIZED | _DISPUTED
 
 
-class FoldConstants(Rewrite):
+class FoldConstants(Learner):
     """Replace a node by the tensor it always computes.
 
     1. A node all of whose inputs are constants is evaluated, with ONNX's reference implementation of the operator, and
@@ -61,35 +67,31 @@ class FoldConstants(Rewrite):
     """
 
     title = "fold constants"
-
-    def _begin(self, model: ir.Model) -> None:
-        super()._begin(model)
-        self._told: set[ir.Node] = set()  # nodes of whose inputs something new is known; the walk comes to them later
+    asks_types = False
 
     def rewrite(self, node: ir.Node) -> str | None:
         foldable = not any(value.is_graph_output() for value in node.outputs) and self._is_constant(node)
         results = self._evaluate(node) if foldable else None
         if results is None:
-            if node in self._told and infer_node(node, self.opset):
-                self._told.update(reader for value in node.outputs for reader, _ in value.uses())
             return None
         assert node.graph is not None
         for old, data in zip(node.outputs, results, strict=True):
             name, old.name = old.name or f"{node.name}_constant", f"{old.name}_folded"
             weight = initializer(node.graph, name, data, old.dtype)
             replace(old, weight)
-            self._told.update(curious_readers(weight))
+            self.tell(curious_readers(weight))
         remove(node)
         return "Constant made weights" if node.op_type == "Constant" else f"{node.op_type} folded"
 
     @staticmethod
     def _is_constant(node: ir.Node) -> bool:
-        if node.op_type in _NEVER or has_body(node):
+        if node.op_type in _NEVER:
             return False
         if node.op_type in ("Shape", "Size") and _known_shape(node) is not None:
             return True
-        inputs = [constant(value) for value in node.inputs if value is not None]
-        return all(tensor is not None and tensor.dtype != ir.DataType.STRING for tensor in inputs)
+        inputs = (constant(value) for value in node.inputs if value is not None)
+        known = all(tensor is not None and tensor.dtype != ir.DataType.STRING for tensor in inputs)
+        return known and not has_body(node)
 
     def _evaluate(self, node: ir.Node) -> list[np.ndarray] | None:
         """The values of all outputs, or None where they cannot be computed or are too large."""
@@ -108,11 +110,14 @@ class FoldConstants(Rewrite):
         return self._compute(node, inputs)
 
     def _compute(self, node: ir.Node, inputs: dict[str, np.ndarray]) -> list[np.ndarray] | None:
-        arguments = [None if value is None else inputs[value.name or ""] for value in node.inputs]
+        arguments: list[Any] = [None if value is None else inputs[value.name or ""] for value in node.inputs]
         try:
-            operator = _operator(node.op_type, self.opset)
-            with np.errstate(all="ignore"):
-                results = operator(bare_node(node), {**_RUN, "opsets": {"": self.opset}}).run(*arguments)
+            if node.op_type == "Expand":  # two for each batch norm of some exporters, and NumPy's own does the same
+                results = [_expanded(*arguments)]
+            else:
+                operator = _operator(node.op_type, self.opset)
+                with np.errstate(all="ignore"):
+                    results = operator(bare_node(node), {**_RUN, "opsets": {"": self.opset}}).run(*arguments)
         except Exception as error:  # noqa: BLE001  an operator may refuse in any way; then it stays in the graph
             log.debug("%s (%s) is constant but cannot be evaluated: %s", node.name, node.op_type, error)
             return None
@@ -126,6 +131,8 @@ class FoldConstants(Rewrite):
 
         What is stated in the graph is not believed: it could be wrong, on purpose even, and the result enormous.
         """
+        if node.op_type in _ARRANGE and node.outputs[0].dtype is None and (kind := type_of(node.inputs[0])) is not None:
+            node.outputs[0].dtype = kind
         if self._small_anyway(node, inputs) or _expands_little(node, inputs):
             return True
         types = output_types(node, self.opset)
@@ -158,6 +165,10 @@ def _operator(name: str, opset: int) -> Callable[..., OpRun]:
     """ONNX's reference implementation of an operator as of an opset."""
     operator: Callable[..., OpRun] = load_op("", name, opset, evaluator_cls=ReferenceEvaluator)
     return operator
+
+
+def _expanded(data: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(data, np.broadcast_shapes(data.shape, tuple(sizes.tolist()))).copy()
 
 
 def _expands_little(node: ir.Node, inputs: dict[str, np.ndarray]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from operator import itemgetter
 
 import onnx_ir as ir
 
@@ -12,6 +13,9 @@ from trtkit.passes.constant_folding import QUANTIZED, RANDOM
 _COMMUTATIVE = {"Add", "Mul", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}
 _NEVER = RANDOM | QUANTIZED | {"If", "Loop", "Scan", "SequenceMap", "Optional"}
 _LARGE = 1 << 16  # bytes; larger constants in attributes are not compared
+
+_KIND = ir.AttributeType
+_first = itemgetter(0)
 
 Key = tuple[Hashable, ...]
 
@@ -61,31 +65,31 @@ def _key(node: ir.Node) -> Key | None:
     if len(inputs) == 2 and node.op_type in _COMMUTATIVE:
         inputs.sort()
     attributes = []
-    for attribute in node.attributes.values():
+    for name, attribute in node.attributes.items():
         value = comparable(attribute)
         if value is None:
             return None
-        attributes.append((attribute.name, attribute.type.value, value))
-    asked = tuple(bool(value.name) for value in node.outputs)
-    return node.op_type, tuple(inputs), tuple(sorted(attributes, key=lambda part: part[0])), asked
+        attributes.append((name, attribute.type, value))
+    if len(attributes) > 1:
+        attributes.sort(key=_first)
+    asked = [bool(value.name) for value in node.outputs]
+    return node.op_type, tuple(inputs), tuple(attributes), tuple(asked)
 
 
 def comparable(attribute: ir.Attr) -> Hashable | None:
     """An attribute's value as something with a hash; floats by their digits, so that 0.0 is not -0.0."""
     if attribute.is_ref():
         return None
-    if attribute.type == ir.AttributeType.TENSOR:
-        tensor = attribute.as_tensor()
-        if tensor.nbytes > _LARGE or tensor.dtype == ir.DataType.STRING:
-            return None
-        return tensor.dtype.value, tensor.shape.numpy(), tensor.tobytes()
-    if attribute.type in (ir.AttributeType.INT, ir.AttributeType.STRING):
-        return attribute.value
-    if attribute.type in (ir.AttributeType.INTS, ir.AttributeType.STRINGS):
-        return tuple(attribute.value)
-    if attribute.type in (ir.AttributeType.FLOAT, ir.AttributeType.FLOATS):
-        return repr(attribute.value)
-    return None
+    kind, value = attribute.type, attribute.value
+    if kind is _KIND.INT or kind is _KIND.STRING:
+        return value
+    if kind is _KIND.INTS or kind is _KIND.STRINGS:
+        return tuple(value)
+    if kind is _KIND.FLOAT or kind is _KIND.FLOATS:
+        return repr(value)
+    if kind is not _KIND.TENSOR or value.nbytes > _LARGE or value.dtype == ir.DataType.STRING:
+        return None
+    return value.dtype, value.shape.numpy(), value.tobytes()
 
 
 def _share(node: ir.Node, twin: ir.Node) -> bool:

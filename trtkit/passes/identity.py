@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from trtkit.passes.common import Rewrite, array, remove, replace
+from trtkit.passes.common import Rewrite, array, remove, replace, type_of
 
 
 class RemoveIdentities(Rewrite):
@@ -22,6 +22,7 @@ class RemoveIdentities(Rewrite):
     """
 
     title = "remove identities"
+    asks_types = False
     ops = frozenset({"Identity", "Dropout", "Cast", "CastLike"})
 
     def rewrite(self, node: ir.Node) -> str | None:
@@ -39,12 +40,12 @@ class RemoveIdentities(Rewrite):
             return True
         if node.op_type == "Dropout":
             return self._inactive_dropout(node)
-        source = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
+        source = type_of(node.inputs[0]) if node.inputs else None
         if node.op_type == "Cast":
             return source is not None and source == node.attributes.get_int("to", 0)
         if node.op_type == "CastLike":
             like = node.inputs[1]
-            return source is not None and like is not None and source == like.dtype
+            return source is not None and source == type_of(like)
         return False
 
     def _inactive_dropout(self, node: ir.Node) -> bool:
@@ -58,10 +59,10 @@ class RemoveIdentities(Rewrite):
 
     @staticmethod
     def _cast_like(node: ir.Node) -> str | None:
-        like = node.inputs[1]
-        if like is None or like.dtype is None:
+        like = type_of(node.inputs[1])
+        if like is None:
             return None
         node.resize_inputs(1)
         node.op_type = "Cast"
-        node.attributes["to"] = ir.AttrInt64("to", like.dtype.value)
+        node.attributes["to"] = ir.AttrInt64("to", like.value)
         return "CastLike made Cast"

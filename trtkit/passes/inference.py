@@ -16,6 +16,7 @@ from trtkit.onnx_file import declare_input, drop_metadata, without_weights
 log = logging.getLogger(__name__)
 
 _SCALED = {"Resize", "Upsample"}  # whose sizes follow from floating-point numbers
+_ONE_BY_ONE = 8  # inferring a node alone takes about as long as this many of a graph
 _SMALL = 64  # elements; larger constants are no shapes, and inference is given their type alone
 
 
@@ -36,8 +37,24 @@ def infer_shapes(model: ir.Model) -> None:
     Nothing is asked where numbers are stated for all. Otherwise the graph goes through protobuf once, large weights
     left out: inference needs their types only, and one message has to stay below 2 GB.
     """
-    if all(_is_static(value) for node in model.graph for value in node.outputs if value.name):
-        return
+    if not all(_is_static(value) for node in model.graph for value in node.outputs if value.name):
+        _infer(model)
+
+
+def infer_unknown(model: ir.Model) -> None:
+    """The same, but names will do for numbers: what is stated of dimensions is taken to be all that there is to know.
+
+    A graph with shapes from its exporter is then left alone, and where they lack of a few nodes these are inferred one
+    by one. A graph whose inputs were changed since wants `infer_shapes`.
+    """
+    unknown = [node for node in model.graph if not all(_is_settled(value) for value in node.outputs if value.name)]
+    if len(unknown) * _ONE_BY_ONE > len(model.graph) or any(has_body(node) for node in unknown):
+        _infer(model)
+    else:
+        infer_onwards(unknown, model.opset_imports.get("", 0))
+
+
+def _infer(model: ir.Model) -> None:
     proto, large = without_weights(model)
     drop_metadata(proto)
     given = {value.name for value in proto.graph.input}
@@ -53,10 +70,14 @@ def infer_shapes(model: ir.Model) -> None:
 
 
 def _is_static(value: ir.Value) -> bool:
-    """Numbers for all dimensions, and no body whose insides may still be unknown."""
+    """Settled, with numbers for all dimensions."""
+    return _is_settled(value) and value.shape is not None and all(type(d) is int for d in value.shape)
+
+
+def _is_settled(value: ir.Value) -> bool:
+    """Known, and no body whose insides may still be unknown."""
     node = value.producer()
-    static = value.type is not None and value.shape is not None and all(type(d) is int for d in value.shape)
-    return static and not (node is not None and node.op_type in WITH_BODY)
+    return is_known(value) and not (node is not None and node.op_type in WITH_BODY)
 
 
 def _learn(graph: ir.Graph, found: onnx.GraphProto) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from trtkit.passes.common import Dims, Rewrite, constant, dims, initializer, remove, replace
-from trtkit.passes.inference import curious_readers, infer_onwards, is_known, learn_shape
+from trtkit.passes.common import Dims, Learner, constant, dims, initializer, remove, replace
+from trtkit.passes.inference import curious_readers, is_known, learn_shape
 from trtkit.passes.noop_shape import numbers
 
 _LONGEST = 64  # elements; nothing with more is a shape
@@ -20,7 +20,7 @@ _ARRANGE = frozenset({"Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Cast
 _CALCULATE = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
-class FoldShapes(Rewrite):
+class FoldShapes(Learner):
     """Replace the outcome of shape arithmetic by a constant where all that is picked are numbers.
 
     `Shape(x)[1]` with x of shape (batch, 197, 768) is 197, although `Shape(x)` is no constant; so is the slice
@@ -67,7 +67,7 @@ class FoldShapes(Rewrite):
         weight = initializer(graph, name, data)
         replace(out, weight)
         remove(node)
-        infer_onwards(curious_readers(weight), self.opset)
+        self.tell(curious_readers(weight))
 
     def value_of(self, value: ir.Value | None) -> Dims | None:
         """The numbers in a small integer tensor, or what is noted of them; a scalar counts as one number."""
@@ -103,7 +103,7 @@ class FoldShapes(Rewrite):
         if after is None:
             return
         if learn_shape(out, after):
-            infer_onwards((reader for reader, _ in out.uses()), self.opset)
+            self.tell(reader for reader, _ in out.uses())
 
 
 def _reshaped(node: ir.Node, before: Dims, target: Dims) -> list[int | str | None] | None:
