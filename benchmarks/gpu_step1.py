@@ -1,11 +1,13 @@
 """ResNet-50 and BERT-base on a GPU against PyTorch eager, eager in a CUDA graph and torch.compile, in one run.
 
-    python3 -m benchmarks.gpu_step1 --out out/gpu                      # everything, under 9 minutes on one GPU
+    python3 -m benchmarks.gpu_step1 --out out/gpu --budget 1500        # everything, 18 minutes on one GPU
     python3 -m benchmarks.gpu_step1 --only resnet50-fp16-b1 smoke      # some of it
     python3 -m benchmarks.gpu_step1 --quick --device cpu --out out/q   # the same code on a CPU, smallest shapes
 
-Records go to benchmarks/records as soon as they exist (TRTKIT_RECORDS names another folder), the whole log to
-OUT/gpu_step1.log, all records once more to OUT/records.tgz, and a short table to the screen.
+At batch 1 every contender is measured in a process of its own. Where a command may not take that long, several with
+--only and one mark in TRTKIT_RUN make one run. Records go to benchmarks/records as soon as they exist (TRTKIT_RECORDS
+names another folder), the whole log to OUT/gpu_step1.log, all records once more to OUT/records.tgz, and a short table
+to the screen.
 """
 
 from __future__ import annotations
@@ -60,10 +62,10 @@ def command_line(options: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def open_log(out: Path, mode: str = "w") -> None:
-    """Everything into one file: what the libraries print on their own goes there as well."""
+def open_log(out: Path) -> None:
+    """Everything into one file, at its end, for several processes write there; what libraries print goes there, too."""
     out.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(out / "gpu_step1.log", mode=mode)
+    file = logging.FileHandler(out / "gpu_step1.log", mode="a")
     screen = logging.StreamHandler(sys.stdout)
     screen.addFilter(lambda entry: getattr(entry, "short", False))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=[file], force=True)
@@ -113,7 +115,7 @@ def guarded(name: str, part: Callable[[], object], out: Path) -> bool:
 
 def alone(name: str, contender: str, options: argparse.Namespace, command: str) -> dict[str, Result]:
     """One contender of a setting, in a process that was started for it."""
-    open_log(options.out, "a")
+    open_log(options.out)
     best_footing()
     return make_runner(options, command).measure(next(settings([name], options.quick)), [contender])
 
@@ -144,6 +146,7 @@ def make_runner(options: argparse.Namespace, command: str) -> Runner:
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     names = options.only or list(QUICK if options.quick else ORDER)
+    (options.out / "gpu_step1.log").unlink(missing_ok=True)
     open_log(options.out)
     command = command_line(options)
     begin = time.perf_counter()
