@@ -101,15 +101,15 @@ class Model:
         """The graph for a look at it, made again if a rewriting took it."""
         if self._graph is None:
             assert self._remake is not None
-            self._graph = self._remake()
+            self._graph, self._remake = self._remake(), None
             _name_nodes(self._graph.graph)
         return self._graph
 
     def working_graph(self) -> IrModel:
         """A graph with this model's weights that may be changed.
 
-        A clone of this model's; or that itself, if nobody else has seen it and it can be made from its file once more
-        should anybody ask. What is loaded, rewritten and saved is then never cloned.
+        A clone of this model's; or, once, that itself, if nobody else has seen it and it can be made from its file
+        again should anybody ask. What is loaded, rewritten and saved is then never cloned.
         """
         graph = self._peek()
         if self._remake is None:

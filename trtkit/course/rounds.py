@@ -25,7 +25,7 @@ def rounds(model: Model, passes: Sequence[Rewrite]) -> list[int]:
     [3, 1]
     """
     titles = [rule.title for rule in passes]
-    early = {rule.title for rule in passes if not rule.asks_types}  # these have a turn before the first round
+    early = {rule.title for rule in passes if rule.early is not None}  # these have a turn before the first round
     after = run_passes(model, passes)
     counts, place, begun = [model.node_count], len(titles), False
     for step in after.history[len(model.history) :]:

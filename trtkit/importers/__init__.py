@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def load(source: Any, example_inputs: Any = None, *, name: str | None = None, dy
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _from_bytes(bytes(source), name, f"{len(source):,} bytes")
     if isinstance(source, onnx.ModelProto):
-        return _from_proto(source, name, "the ModelProto", base_dir=None)
+        return _from_proto(source, {}, name, "the ModelProto", base_dir=None)
     if isinstance(source, ir.Model):
         return Model(source.clone(), name)
     if is_keras(source):  # before torch: on its torch backend a Keras model is a torch module, too
@@ -90,12 +90,15 @@ def _from_file(path: Path, name: str | None) -> Model:
 @collection_paused()
 def _from_bytes(data: onnx_file.Chunk, name: str | None, what: str, base_dir: Path | None = None) -> Model:
     light, where = onnx_file.split(data)
-    proto = _parse(light, what)
-    try:
-        weights = _stored_weights(proto, data, where)
-    except ModelError as error:
-        raise ModelError(f"{what}: {error}") from error
-    return _from_proto(proto, name, what, base_dir, weights)
+
+    def read() -> tuple[onnx.ModelProto, dict[str, ir.Tensor]]:
+        proto = _parse(light, what)
+        try:
+            return proto, _stored_weights(proto, data, where)
+        except ModelError as error:
+            raise ModelError(f"{what}: {error}") from error
+
+    return _from_proto(*read(), name, what, base_dir, read)
 
 
 def _stored_weights(
@@ -130,28 +133,32 @@ def _parse(data: onnx_file.Chunk, what: str) -> onnx.ModelProto:
 
 def _from_proto(
     proto: onnx.ModelProto,
+    weights: Mapping[str, ir.Tensor],
     name: str | None,
     what: str,
     base_dir: Path | None,
-    weights: Mapping[str, ir.Tensor] | None = None,
+    read: Callable[[], tuple[onnx.ModelProto, Mapping[str, ir.Tensor]]] | None = None,
 ) -> Model:
-    """A model from its message; `weights` are the values of initialisers that the message itself lacks."""
+    """A model from its message; `weights` are the values of initialisers that the message itself lacks.
+
+    `read` gives both once more: from them the model can make its graph again, see `Model.working_graph`.
+    """
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=_TOO_OLD)
     try:
         if opset < _TOO_OLD:
             _check_liftable(proto, opset)
-            proto = onnx.version_converter.convert_version(proto, _TOO_OLD)
+            proto, read = onnx.version_converter.convert_version(proto, _TOO_OLD), None
         _check(proto)
-        _check_lengths(proto, weights or {})
-        graph = _deserialized(proto, weights or {})
+        _check_lengths(proto, weights)
+        graph = _deserialized(proto, weights)
     except ModelError as error:
         raise ModelError(f"{what}: {error}") from error
     except Exception as error:  # the checker, the converter and onnx_ir each raise errors of their own
         raise ModelError(f"{what} is ONNX, but not valid: {error}") from error
     elsewhere = _resolve_external_data(graph, base_dir, what)
-    if weights is None or elsewhere:  # the message is the caller's, and may change; files may go
+    if read is None or elsewhere:  # other files may be gone when they are wanted again
         return Model(_inlined(graph), name)
-    return Model(_inlined(graph), name, remake=lambda: _inlined(_deserialized(proto, weights)))
+    return Model(_inlined(graph), name, remake=lambda: _inlined(_deserialized(*read())))
 
 
 @collection_paused()

@@ -85,7 +85,7 @@ _CLEAN_UP = (
     DropUnusedOutputs, RemoveDeadCode,
 )  # fmt: skip
 _FOLD = (
-    ShareSubexpressions, RemoveIdentities, InlineBranches, FoldConstants, FoldShapes, StaticReshape, FoldBatchNorm,
+    RemoveIdentities, InlineBranches, FoldConstants, FoldShapes, StaticReshape, FoldBatchNorm,
     FoldBatchNormBefore, FoldAffine, DropZeroStates,
 )  # fmt: skip
 _FUSE = (FuseMatMulBias, FuseGelu, FuseNormalization, CanonicalAttention)
@@ -156,7 +156,8 @@ def _to_fixpoint(graph: ir.Model, passes: Sequence[Rewrite]) -> list[Step]:
     steps: list[Step] = []
     idle: dict[Rewrite, int] = {}  # at how many steps a pass last found nothing to do
     nodes = _count(graph)
-    for rule in dict.fromkeys(rule for rule in passes if not rule.asks_types):
+    early = [(rule.early, place) for place, rule in enumerate(passes) if rule.early is not None]
+    for rule in dict.fromkeys(passes[place] for _, place in sorted(early)):
         step = _run(graph, rule, nodes, rule.title)
         if rule.done:  # inference then has less to do, often by half, or none: exporters state what they exported
             steps.append(step)

@@ -34,7 +34,7 @@ class Rewrite(ir.passes.InPlacePass):
 
     title: ClassVar[str]
     ops: ClassVar[frozenset[str]] = frozenset()  # operators that the rule is about; empty: all of them
-    asks_types: ClassVar[bool] = True  # False for the rule that can run before types and shapes are inferred
+    early: ClassVar[int | None] = None  # the place among the rules that are worth a turn before shapes are inferred
 
     def __init__(self) -> None:
         self.done: Counter[str] = Counter()

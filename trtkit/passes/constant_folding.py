@@ -67,7 +67,7 @@ class FoldConstants(Learner):
     """
 
     title = "fold constants"
-    asks_types = False
+    early = 2
 
     def rewrite(self, node: ir.Node) -> str | None:
         foldable = not any(value.is_graph_output() for value in node.outputs) and self._is_constant(node)

@@ -34,7 +34,7 @@ class ShareSubexpressions(Rewrite):
     """
 
     title = "share subexpressions"
-    asks_types = False
+    early = 0
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         self._begin(model)
@@ -87,9 +87,17 @@ def comparable(attribute: ir.Attr) -> Hashable | None:
         return tuple(value)
     if kind is _KIND.FLOAT or kind is _KIND.FLOATS:
         return repr(value)
-    if kind is not _KIND.TENSOR or value.nbytes > _LARGE or value.dtype == ir.DataType.STRING:
+    return _tensor(value) if kind is _KIND.TENSOR else None
+
+
+def _tensor(value: ir.TensorProtocol) -> Hashable | None:
+    """Type, shape and bytes; of a message with its bytes as they are, without the detour over other objects."""
+    info = value.raw if isinstance(value, ir.serde.TensorProtoTensor) else None
+    if info is not None and info.HasField("raw_data") and len(info.raw_data) <= _LARGE:
+        return info.data_type, tuple(info.dims), info.raw_data
+    if value.nbytes > _LARGE or value.dtype == ir.DataType.STRING:
         return None
-    return value.dtype, value.shape.numpy(), value.tobytes()
+    return value.dtype.value, tuple(value.shape.numpy()), value.tobytes()
 
 
 def _share(node: ir.Node, twin: ir.Node) -> bool:

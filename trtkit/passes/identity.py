@@ -22,7 +22,7 @@ class RemoveIdentities(Rewrite):
     """
 
     title = "remove identities"
-    asks_types = False
+    early = 1
     ops = frozenset({"Identity", "Dropout", "Cast", "CastLike"})
 
     def rewrite(self, node: ir.Node) -> str | None:
