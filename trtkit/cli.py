@@ -313,7 +313,7 @@ def _add_model_verbs(verb: Callable[[Callable[[argparse.Namespace], None]], argp
         elif function is autocast:
             added.add_argument("precision", choices=("fp16", "bf16"))
         elif function is quantize:
-            added.add_argument("--method", choices=("max", "percentile", "entropy"), help=scales)
+            added.add_argument("--method", choices=("max", "percentile", "mse", "entropy"), help=scales)
         if function in (quantize, build):
             _add_data(added, required=function is quantize)
         if function in (groups, build):

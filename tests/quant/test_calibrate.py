@@ -22,6 +22,7 @@ from trtkit.quant.calibrate import (
     EntropyCalibrator,
     Histogram,
     MaxCalibrator,
+    MseCalibrator,
     PercentileCalibrator,
     calibrate,
 )
@@ -76,6 +77,30 @@ def test_entropy_clips_an_outlier_and_max_does_not() -> None:
     entropy.observe(x)
     largest.observe(x)
     assert entropy.amax() < 20 and largest.amax() == 100.0
+
+
+@pytest.mark.parametrize("levels, best", [(7, 5.03), (127, 9.89)])
+def test_mse_finds_the_minimum_known_for_laplace(levels: int, best: float) -> None:
+    """Banner et al. 2019, section 3.1: clip Laplace numbers of scale 1 at 5.03 for 4 bits and at 9.89 for 8."""
+    probability = (np.arange(1_000_000) + 0.5) / 1_000_000
+    calibrator = MseCalibrator(levels)
+    calibrator.observe(-np.log(probability) * np.where(np.arange(1_000_000) % 2, 1, -1))
+    assert calibrator.amax() == pytest.approx(best, rel=0.08)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(st.integers(0, 1000), st.sampled_from(["normal", "exponential", "outlier"]))
+def test_mse_is_no_worse_than_the_others_on_what_it_saw(seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.exponential(size=20_000) if kind == "exponential" else rng.standard_normal(20_000)
+    x = np.append(x, 40.0) if kind == "outlier" else x
+    errors = {}
+    for method, make in METHODS.items():
+        calibrator = make()
+        calibrator.observe(x)
+        scale = calibrator.amax() / 127
+        errors[method] = float(((x - np.clip(np.rint(x / scale), -127, 127) * scale) ** 2).sum())
+    assert errors["mse"] <= 1.02 * min(errors.values()), errors
 
 
 def test_percentile_is_numpys() -> None:
@@ -155,7 +180,7 @@ def test_errors_name_the_tensor_and_the_batch() -> None:
         calibrate(MODEL, [np.zeros((2, 3), np.float32)], ["a"])
     with pytest.raises(DataError, match="put it into a list"):
         calibrate(MODEL, np.zeros((2, 4), np.float32), ["a"])
-    with pytest.raises(DataError, match="'minmax'; choose one of max, percentile, entropy"):
+    with pytest.raises(DataError, match="'minmax'; choose one of max, percentile, mse, entropy"):
         calibrate(MODEL, batches(), ["a"], "minmax")
     with pytest.raises(ModelError, match="no tensor 'q'"):
         Taps(MODEL, ["q"])

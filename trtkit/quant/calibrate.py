@@ -150,6 +150,42 @@ class EntropyCalibrator(Histogram):
         return self.bin_width * (self.levels + int(np.argmin(self.divergence())))
 
 
+class MseCalibrator(Histogram):
+    """The |value| with the smallest mean squared error of rounding and clipping together.
+
+    A finer step rounds less and clips more. The error of a candidate is summed over the histogram, each bin taken to
+    lie in its middle, the first, which holds the zeros of a ReLU, at zero. Candidates lie 1 % of the largest |x| apart:
+    the error is flat around its minimum. (Banner et al. 2019, Post Training 4-bit Quantization of Convolutional
+    Networks, section 3, derive the minimum for bell-shaped distributions.)
+
+    Args:
+        levels: codes on each side of zero: 127 for INT8, 7 for INT4.
+
+    >>> calibrator = MseCalibrator(levels=7)
+    >>> calibrator.observe(np.append(np.linspace(-1, 1, 9999), 1.5))
+    >>> round(calibrator.amax(), 2)  # with half a step more, 1.0
+    0.93
+    """
+
+    candidates = 100
+
+    def __init__(self, levels: int = INT8_MAX, bins: int = 4096) -> None:
+        super().__init__(bins)
+        self.levels = levels
+
+    def errors(self) -> np.ndarray:
+        """Sum of squared errors for an amax of 1 %, 2 % ... 100 % of the histogram's top, (candidates,) float64."""
+        used = np.flatnonzero(self.counts)
+        middle = (used + 0.5) * self.bin_width * (used > 0)
+        steps = np.arange(1, self.candidates + 1)[:, None] * (self.top / self.candidates / self.levels)
+        rounded = np.minimum(np.rint(middle / steps), self.levels) * steps
+        errors: np.ndarray = (self.counts[used] * (middle - rounded) ** 2).sum(axis=1)
+        return errors
+
+    def amax(self) -> float:
+        return 0.0 if self.top == 0.0 else self.top * (1 + int(np.argmin(self.errors()))) / self.candidates
+
+
 _SMOOTHING = 1e-4  # of one value
 
 
@@ -165,6 +201,7 @@ def _xlogx(x: np.ndarray) -> np.ndarray:
 METHODS: dict[str, Callable[[], Calibrator]] = {
     "max": MaxCalibrator,
     "percentile": PercentileCalibrator,
+    "mse": MseCalibrator,
     "entropy": EntropyCalibrator,
 }
 
@@ -221,7 +258,7 @@ def calibrate(
 
     Args:
         data: batches (arrays, or dicts by input name); read once, one batch in memory at a time.
-        method: "max", "percentile", "entropy", or something that makes a `Calibrator`.
+        method: "max", "percentile", "mse", "entropy", or something that makes a `Calibrator`.
         progress: called after every batch with the number done and the number in all, if known.
 
     Raises:

@@ -63,7 +63,7 @@ def quantize(
     Args:
         model: a float32 model, optimised first, so that batch norm is folded. Opset 13 or later.
         data: calibration batches, read once; may be None if `calibration` is given.
-        method: "max", "percentile" or "entropy", see `trtkit.quant.calibrate`.
+        method: "max", "percentile", "mse" or "entropy", see `trtkit.quant.calibrate`.
         per_channel: one scale per output channel of a weight, or one for all.
         ops: operators to quantise.
         skip: names of nodes to leave in float32.
