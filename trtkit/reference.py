@@ -37,6 +37,8 @@ class Reference:
         options.intra_op_num_threads = threads
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_BASIC if exact else level.ORT_ENABLE_ALL
+        # weights in blocks: by itself ONNX Runtime would round the activations to 8 bits as well (its level 4)
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         options.enable_cpu_mem_arena = not exact  # the arena is quicker, but keeps the largest activations for ever
         if exact:
             options.add_session_config_entry("session.disable_quant_qdq", "1")

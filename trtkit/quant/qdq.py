@@ -78,7 +78,10 @@ def quantize(
         DataError: no data, data that does not fit, or NaN or infinity in a tensor.
     """
     start = time.perf_counter()
-    _check(model, skip)
+    check_float(model, skip)
+    if model.opset < MIN_OPSET:
+        raise ModelError(f"{model.name!r} has opset {model.opset}; one scale per channel came with {MIN_OPSET}. "
+                         "Convert it first: onnx.version_converter.convert_version(model, 17).")
     graph = working_copy(model)
     infer_shapes(graph)
     choices = _choose(graph.graph, ops, skip, depthwise)
@@ -99,21 +102,24 @@ def quantize(
 
 
 def quantize_report(model: Model) -> list[Choice]:
-    """What `quantize` chose for every node it could have quantised, and why."""
-    notes = [(node, node.metadata_props[_NOTE]) for node in model.ir.graph if _NOTE in node.metadata_props]
-    return [Choice(node.name or "", node.op_type, not note.startswith("float: "), note) for node, note in notes]
+    """What `quantize` or `quantize_weights` chose for every node it could have quantised, and why."""
+    told = [(node, node.metadata_props[_NOTE]) for node in model.ir.graph if _NOTE in node.metadata_props]
+    return [Choice(node.name or "", node.op_type, not what.startswith("float: "), what) for node, what in told]
 
 
-def _check(model: Model, skip: Collection[str]) -> None:
-    done = [op for op in model.op_counts if "Quantize" in op or op.startswith("QLinear") or op.endswith("Integer")]
+def note(node: ir.Node, what: str) -> None:
+    """Write down at a node what became of it, for `quantize_report`."""
+    node.metadata_props[_NOTE] = what
+
+
+def check_float(model: Model, skip: Collection[str]) -> None:
+    """Raise ModelError for a model that is not plainly float32, or lacks a node that is to be skipped."""
+    done = [op for op in model.op_counts if "uantize" in op or op.startswith("QLinear") or op.endswith("Integer")]
     if done:
         raise ModelError(f"{model.name!r} is quantised already: it has {', '.join(done)}. "
                          "Start from its float32 original.")
     if model.precision != "fp32":
         raise ModelError(f"{model.name!r} is in {model.precision}; quantise the float32 model instead.")
-    if model.opset < MIN_OPSET:
-        raise ModelError(f"{model.name!r} has opset {model.opset}; one scale per channel came with {MIN_OPSET}. "
-                         "Convert it first: onnx.version_converter.convert_version(model, 17).")
     unknown = sorted(set(skip) - {node.name for node in model.ir.graph})
     if unknown:
         raise ModelError(f"skip: {model.name!r} has no node {unknown[0]!r}.")
@@ -125,7 +131,7 @@ def _choose(graph: ir.Graph, ops: Collection[str], skip: Collection[str], depthw
         if node.op_type not in ops or node.domain != "":
             continue
         obstacle = "the caller skips it" if node.name in skip else _obstacle(node, depthwise)
-        node.metadata_props[_NOTE] = f"float: {obstacle}" if obstacle else "int8: weights and input"
+        note(node, f"float: {obstacle}" if obstacle else "int8: weights and input")
         choices[node] = Choice(node.name or "", node.op_type, not obstacle, obstacle or "")
     return choices
 
@@ -170,7 +176,7 @@ def _residual_branches(graph: ir.Graph, chosen: Collection[ir.Node]) -> list[tup
             continue
         makers = [(order[maker], i) for i, v in enumerate(node.inputs) if (maker := _fusable(v, chosen)) is not None]
         if makers:
-            node.metadata_props[_NOTE] = "float: one branch is int8, so that it fuses into the convolution"
+            note(node, "float: one branch is int8, so that it fuses into the convolution")
             places.append((node, 1 - max(makers)[1]))
     return places
 
