@@ -15,9 +15,10 @@ from trtkit.errors import ModelError
 from trtkit.graph.taps import Batch, Taps
 from trtkit.model import Model
 from trtkit.onnx_file import declare_input, drop_metadata, without_weights
-from trtkit.passes.common import Names, array, constant, infer_shapes, initializer, working_copy
+from trtkit.passes.common import Names, infer_shapes, initializer, working_copy
 from trtkit.passes.dead_code import RemoveDeadCode
 from trtkit.quant.calibrate import CalibrationProgress
+from trtkit.quant.channels import divide, matrix, products
 from trtkit.quant.data import stream
 from trtkit.quant.formats import INT4, INT8, IntFormat
 from trtkit.quant.precision_rules import FLOAT
@@ -90,9 +91,12 @@ def quantize_weights(
     graph = working_copy(model)
     infer_shapes(graph)
     lift_opset(graph, model.name)
-    groups, left = _groups(graph.graph, ops, skip, block)
+    groups, left = products(graph.graph, ops, skip, block)
+    for node in graph.graph:
+        if node.op_type in ops and node.domain == "":
+            note(node, f"float: {left[node]}" if node in left else "weights in blocks")
     if not groups:
-        reasons = "; ".join(sorted(left)) or f"it has no {', '.join(ops)}"
+        reasons = "; ".join(sorted(set(left.values()))) or f"it has no {', '.join(ops)}"
         raise ModelError(f"No weights to quantise in {model.name!r}: {reasons}.")
     samples = {} if data is None else sample(model, data, [x.name or "" for x in groups], progress)
     writer = _Writer(graph.graph, _KINDS[bits], block)
@@ -101,7 +105,7 @@ def quantize_weights(
     RemoveDeadCode()(graph)
     counts = ", ".join(f"{count} {op}" for op, count in Counter(n.op_type for g in groups.values() for n in g).items())
     how = "to the nearest" if data is None else f"activation-aware, {writer.scaled} of {len(groups)} inputs scaled"
-    kept = "".join(f"; {count} left: {reason}" for reason, count in left.items())
+    kept = "".join(f"; {count} left: {reason}" for reason, count in Counter(left.values()).items())
     detail = f"weights of {counts} in int{bits}, blocks of {block}, {how}{kept}"
     seconds = time.perf_counter() - start
     return model.rewritten(graph, f"quantize weights int{bits}", detail, seconds, precision=f"int{bits}")
@@ -228,38 +232,6 @@ def _plain(node: onnx.NodeProto) -> tuple[object, ...]:
     return node.op_type, list(node.input), list(node.output), attributes
 
 
-def _groups(
-    graph: ir.Graph, ops: Collection[str], skip: Collection[str], block: int
-) -> tuple[dict[ir.Value, list[ir.Node]], Counter[str]]:
-    """The nodes to quantise by the activation they share, and how many are left for which reason."""
-    groups: dict[ir.Value, list[ir.Node]] = {}
-    left: Counter[str] = Counter()
-    for node in graph:
-        if node.op_type not in ops or node.domain != "":
-            continue
-        obstacle = "the caller skips it" if node.name in skip else _obstacle(node, block)
-        note(node, f"float: {obstacle}" if obstacle else "weights in blocks")
-        if obstacle:
-            left[obstacle] += 1
-        elif node.inputs[0] is not None:
-            groups.setdefault(node.inputs[0], []).append(node)
-    return groups, left
-
-
-def _obstacle(node: ir.Node, block: int) -> str | None:
-    weight, x = constant(node.inputs[1]), node.inputs[0]
-    if weight is None:
-        return "both inputs are computed, it has no weights"
-    if x is None or constant(x) is not None:
-        return "its input is constant"
-    if weight.dtype != FLOAT or x.dtype != FLOAT:
-        return "it is not float32"
-    if len(weight.shape) != 2 or node.attributes.get_int("transA", 0) != 0:
-        return "its weight is no matrix, or its input is transposed"
-    length = weight.shape.numpy()[1 if node.attributes.get_int("transB", 0) else 0]
-    return f"its sums do not divide into blocks of {block}" if length % block else None
-
-
 class _Writer:
     """Put DequantizeLinear before the products of each group."""
 
@@ -270,12 +242,12 @@ class _Writer:
         self.done: dict[tuple[ir.Value, ir.Value | None, bool], ir.Value] = {}
 
     def write(self, x: ir.Value, nodes: list[ir.Node], found: Sample | None) -> None:
-        weights = [_matrix(node) for node in nodes]
+        weights = [matrix(node) for node in nodes]
         scales = None if found is None else best_scales(found, weights, self.kind, self.block)
         divided = None
         if scales is not None:
             self.scaled += 1
-            divided = self._divided(x, scales)
+            divided = divide(self.graph, self.names, x, scales, "awq")
             weights = [weight * scales[:, None] for weight in weights]
         for node, weight in zip(nodes, weights, strict=True):
             old = node.inputs[1]
@@ -287,17 +259,6 @@ class _Writer:
             node.attributes.pop("transB", None)
             if divided is not None:
                 node.replace_input_with(0, divided)
-
-    def _divided(self, x: ir.Value, scales: np.ndarray) -> ir.Value:
-        factor = self._new(f"{x.name}_awq", (1 / scales).astype(np.float32))
-        mul = ir.node("Mul", [x, factor], name=self.names.fresh(f"{x.name}_divided"))
-        out, producer = mul.outputs[0], x.producer()
-        out.name, out.shape, out.type = self.names.fresh(f"{x.name}_divided"), x.shape, x.type
-        if producer is None:
-            self.graph.insert_before(self.graph[0], mul)
-        else:
-            self.graph.insert_after(producer, mul)
-        return out
 
     def _dequantized(self, name: str, weight: np.ndarray) -> ir.Value:
         codes, scales = encode_blocks(weight, self.kind, self.block)
@@ -314,10 +275,3 @@ class _Writer:
 
     def _new(self, name: str, data: np.ndarray) -> ir.Value:
         return initializer(self.graph, self.names.fresh(name), data)
-
-
-def _matrix(node: ir.Node) -> np.ndarray:
-    """The weight as (K, N): sums run along the first axis."""
-    data = array(node.inputs[1])
-    assert data is not None
-    return data.T if node.attributes.get_int("transB", 0) else data
