@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trtkit.passes.common import Names, array, constant, initializer
-from trtkit.quant.precision_rules import FLOAT
+from trtkit.quant.qdq import without_weights
 
 
 def products(
@@ -41,13 +41,9 @@ def products(
 
 
 def _obstacle(node: ir.Node, block: int) -> str | None:
-    weight, x = constant(node.inputs[1]), node.inputs[0]
-    if weight is None:
-        return "both inputs are computed, it has no weights"
-    if x is None or constant(x) is not None:
-        return "its input is constant"
-    if weight.dtype != FLOAT or x.dtype != FLOAT:
-        return "it is not float32"
+    weight, obstacle = constant(node.inputs[1]), without_weights(node)
+    if obstacle or weight is None:
+        return obstacle
     if len(weight.shape) != 2 or node.attributes.get_int("transA", 0) != 0:
         return "its weight is no matrix, or its input is transposed"
     length = weight.shape.numpy()[1 if node.attributes.get_int("transB", 0) else 0]

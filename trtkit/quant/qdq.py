@@ -136,15 +136,22 @@ def _choose(graph: ir.Graph, ops: Collection[str], skip: Collection[str], depthw
     return choices
 
 
-def _obstacle(node: ir.Node, depthwise: bool) -> str | None:
-    """Why a node cannot be quantised, or None."""
+def without_weights(node: ir.Node) -> str | None:
+    """Why a node is no float32 computation with an activation first and a constant weight second, or None if it is."""
     activation, weight = node.inputs[0], constant(node.inputs[1])
     if weight is None:
         return "both inputs are computed, it has no weights"
     if activation is None or constant(activation) is not None:
         return "its input is constant"
-    if weight.dtype != FLOAT or activation.dtype != FLOAT:
-        return "it is not float32"
+    return "it is not float32" if weight.dtype != FLOAT or activation.dtype != FLOAT else None
+
+
+def _obstacle(node: ir.Node, depthwise: bool) -> str | None:
+    """Why a node cannot be quantised, or None."""
+    weight = constant(node.inputs[1])
+    obstacle = without_weights(node)
+    if obstacle or weight is None:
+        return obstacle
     if len(weight.shape) < 2:
         return "its weight is a vector"
     if not depthwise and _is_depthwise(node, weight):
