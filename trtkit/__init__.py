@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from trtkit.passes.low_latency import low_latency
     from trtkit.quant.autocast import autocast
     from trtkit.quant.qdq import quantize
+    from trtkit.quant.smooth import smooth
+    from trtkit.quant.weight_only import quantize_weights
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,8 +41,10 @@ __all__ = [
     "open_engine",
     "optimize",
     "quantize",
+    "quantize_weights",
     "save",
     "share_trunk",
+    "smooth",
     "split",
 ]
 
@@ -57,6 +61,8 @@ _HOME = {
     "multi_head": "trtkit.compose.multi_head",
     "append_sklearn": "trtkit.compose.sklearn",
     "quantize": "trtkit.quant.qdq",
+    "quantize_weights": "trtkit.quant.weight_only",
+    "smooth": "trtkit.quant.smooth",
     "build": "trtkit.engine.build",
     "open_engine": "trtkit.engine.engine",
     "compare": "trtkit.bench.compare",

@@ -89,12 +89,10 @@ def autocast(args: argparse.Namespace) -> None:
 
 
 def quantize(args: argparse.Namespace) -> None:
-    """Write INT8 into the graph: Q/DQ pairs with scales from calibration data."""
-    from trtkit.quant.calibrate import DEFAULT_METHOD
-
-    path = target(args.output, args.model, "-int8.onnx")
+    """Write INT8 or FP8 into the graph: Q/DQ pairs with scales from calibration data."""
+    path = target(args.output, args.model, f"-{args.dtype}.onnx")
     model = load_model(args.model, "quantize")
-    _save(trtkit.quantize(model, read_data(args.data, model), method=args.method or DEFAULT_METHOD), path)
+    _save(trtkit.quantize(model, read_data(args.data, model), method=args.method, dtype=args.dtype), path)
 
 
 def groups(args: argparse.Namespace) -> None:
@@ -300,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model_verbs(verb: Callable[[Callable[[argparse.Namespace], None]], argparse.ArgumentParser]) -> None:
-    scales = "how calibration chooses scales (default: percentile)"
+    scales = "how calibration chooses scales (default: percentile for INT8, max for FP8)"
     shapes = "for each input that can change; the name may be left out where there is one input"
     for function in (optimize, autocast, quantize, groups, build):
         added = verb(function)
@@ -314,6 +312,7 @@ def _add_model_verbs(verb: Callable[[Callable[[argparse.Namespace], None]], argp
             added.add_argument("precision", choices=("fp16", "bf16"))
         elif function is quantize:
             added.add_argument("--method", choices=("max", "percentile", "mse", "entropy"), help=scales)
+            added.add_argument("--dtype", choices=("int8", "fp8"), default="int8", help="default: int8")
         if function in (quantize, build):
             _add_data(added, required=function is quantize)
         if function in (groups, build):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -67,6 +68,42 @@ def test_each_operator(nodes: str, weights: dict[str, tuple[int, ...]], scales: 
     assert sqnr(model.run(data()[0])["y"], whole.run(data()[0])["y"]) > 25
 
 
+@pytest.mark.parametrize(("nodes", "weights", "outputs"), [
+    ("y = Conv <pads = [1, 1, 1, 1]> (x, w, b)", {"w": (5, 4, 3, 3), "b": (5,)}, "float[n, 5, 6, 6] y"),
+    ("f = Flatten(x) y = Gemm <transB = 1> (f, w)", {"w": (7, 144)}, "float[n, 7] y"),
+    ("y = MatMul(x, w)", {"w": (6, 3)}, "float[n, 4, 6, 3] y"),
+])  # fmt: skip
+def test_each_operator_in_fp8(nodes: str, weights: dict[str, tuple[int, ...]], outputs: str) -> None:
+    """What comes out is the operator on numbers of E4M3, as ml_dtypes rounds them."""
+    model = net(nodes, weights, outputs)
+    fp8 = quantize(model, data(), dtype="fp8")
+    onnx.checker.check_model(fp8.to_proto(), full_check=True)
+    graph = fp8.ir.graph
+    assert graph.initializers["w_fp8"].dtype == ir.DataType.FLOAT8E4M3FN
+    assert (fp8.precision, fp8.opset, fp8.history[-1].name) == ("fp8", 21, "quantize fp8")
+    assert "by max from 2 batches" in fp8.history[-1].detail
+    x, scale = data()[0], np.float32(max(np.abs(batch).max() for batch in data()) / 448)
+    rounded = (x / scale).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
+    exact, weight = model.copy(), graph.initializers["w_fp8"].const_value.numpy().astype(np.float32)
+    axes = [1 if axis == (1 if nodes.startswith("y = MatMul") else 0) else 0 for axis in range(weight.ndim)]
+    factors = graph.initializers["w_scale"].const_value.numpy()
+    shape = [-1 if axis else 1 for axis in axes]
+    exact.ir.graph.initializers["w"].const_value = ir.Tensor(weight * factors.reshape(shape), name="w")
+    np.testing.assert_allclose(fp8.run(x)["y"], Model(exact.ir).run(rounded)["y"], atol=2e-5)
+    assert 20 < sqnr(model.run(x)["y"], fp8.run(x)["y"]) < 45
+
+
+def test_tensorrt_computes_in_fp8_what_is_written_so() -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from trtkit.engine.build import build
+
+    model = net("a = MatMul(x, w) r = Relu(a) y = MatMul(r, v)", {"w": (6, 16), "v": (16, 6)})
+    engine = build(quantize(model, data(), dtype="fp8"), shapes={"x": (4, 4, 6, 6)})
+    assert engine.verification is not None and engine.verification.passed
+    read = [tensor.dtype for layer in engine.layers if layer.kind == "gemm" for tensor in layer.inputs]
+    assert read and set(read) == {"FP8"}
+
+
 def test_one_pair_for_all_readers_of_a_tensor() -> None:
     model = net("a = Conv(x, w) b = Conv(x, v) y = Add(a, b)", {"w": (4, 4, 1, 1), "v": (4, 4, 1, 1)})
     int8 = quantize(model, data(), "max")
@@ -123,6 +160,8 @@ def test_refusals() -> None:
     old.ir.opset_imports[""] = 12
     with pytest.raises(ModelError, match="has opset 12"):
         quantize(old, data())
+    with pytest.raises(ValueError, match="one of int8, fp8"):
+        quantize(model, data(), dtype="int3")
     with pytest.raises(ModelError, match="no range for 'x'"):
         quantize(model, None, calibration=Calibration({}, "max", 0))
 

@@ -228,9 +228,9 @@ class Calibration(Mapping[str, float]):
     def __len__(self) -> int:
         return len(self.ranges)
 
-    def scale(self, name: str) -> float:
-        """One step of INT8; 1.0 for a tensor that was zero throughout, which any step represents exactly."""
-        return self.ranges[name] / INT8_MAX if self.ranges[name] >= _ALL_ZERO else 1.0
+    def scale(self, name: str, largest: float = INT8_MAX) -> float:
+        """What the range is divided by so that its end is the `largest` code; 1.0 for a tensor of nothing but zeros."""
+        return self.ranges[name] / largest if self.ranges[name] >= _ALL_ZERO else 1.0
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, to be read by people and by `Calibration.load`."""

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trtkit.passes.common import Names, array, constant, initializer
-from trtkit.quant.qdq import without_weights
+from trtkit.quant.qdq import why_no_weights
 
 
 def products(
@@ -41,7 +41,7 @@ def products(
 
 
 def _obstacle(node: ir.Node, block: int) -> str | None:
-    weight, obstacle = constant(node.inputs[1]), without_weights(node)
+    weight, obstacle = constant(node.inputs[1]), why_no_weights(node)
     if obstacle or weight is None:
         return obstacle
     if len(weight.shape) != 2 or node.attributes.get_int("transA", 0) != 0:

@@ -1,4 +1,4 @@
-"""Write INT8 into a graph with explicit QuantizeLinear / DequantizeLinear pairs, where TensorRT can fuse them."""
+"""Write INT8 or FP8 into a graph: explicit QuantizeLinear and DequantizeLinear pairs, where TensorRT can fuse them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,33 @@ from trtkit.quant.calibrate import (
     Calibrator,
     calibrate,
 )
+from trtkit.quant.formats import FP8_E4M3
+from trtkit.quant.opset import lift_opset
 from trtkit.quant.precision_rules import FLOAT
 
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MIN_OPSET = 13  # the first with one scale per channel
 _NOTE = "trtkit.quantize"
 _SMALLEST_CHANNEL = 2.0**-24  # a channel this much smaller than the largest is zero in float32 arithmetic as well
+
+
+class Codes(NamedTuple):
+    """What numbers are stored as, once they are divided by a scale that takes the end of their range to `largest`."""
+
+    name: str
+    largest: float
+    dtype: ir.DataType
+
+    def encode(self, x: np.ndarray) -> np.ndarray:
+        """The nearest codes; beyond the largest, that."""
+        if self.dtype == ir.DataType.INT8:
+            return np.clip(np.rint(x), -self.largest, self.largest).astype(np.int8)
+        return FP8_E4M3.encode(x).view(self.dtype.numpy())
+
+
+INT8_CODES = Codes("int8", INT8_MAX, ir.DataType.INT8)
+FP8_CODES = Codes("fp8", FP8_E4M3.max, ir.DataType.FLOAT8E4M3FN)
+CODES = {codes.name: codes for codes in (INT8_CODES, FP8_CODES)}
 
 
 class Choice(NamedTuple):
@@ -43,31 +64,34 @@ class Choice(NamedTuple):
 def quantize(
     model: Model,
     data: Iterable[Batch] | None,
-    method: str | Callable[[], Calibrator] = DEFAULT_METHOD,
+    method: str | Callable[[], Calibrator] | None = None,
     per_channel: bool = True,
     ops: Collection[str] = QUANTIZABLE,
     skip: Collection[str] = (),
     progress: CalibrationProgress | None = None,
     *,
+    dtype: str = "int8",
     depthwise: bool = False,
     calibration: Calibration | None = None,
 ) -> Model:
-    """Post-training quantisation to INT8, symmetric (zero point 0), as TensorRT wants it.
+    """Post-training quantisation to INT8 or FP8, symmetric (zero point 0), as TensorRT wants it.
 
-    1. Weights of the chosen nodes are stored as int8 with one scale per output channel and a DequantizeLinear.
+    1. Weights of the chosen nodes are stored in 8 bits with one scale per output channel and a DequantizeLinear.
     2. Activations that enter these nodes pass a Q/DQ pair with one scale; all readers of a tensor share the pair.
     3. Where two branches are added, one comes straight from a quantised convolution and stays float, the other gets
-       Q/DQ: then TensorRT fuses the addition into that convolution, which reads and writes INT8.
-    4. Biases stay float32: TensorRT adds them to the int32 accumulator itself.
+       Q/DQ: then TensorRT fuses the addition into that convolution, which reads and writes 8 bits.
+    4. Biases stay float32: TensorRT adds them to the accumulator itself.
 
     Args:
         model: a float32 model, optimised first, so that batch norm is folded. Opset 13 or later.
         data: calibration batches, read once; may be None if `calibration` is given.
-        method: "max", "percentile", "mse" or "entropy", see `trtkit.quant.calibrate`.
+        method: "max", "percentile", "mse" or "entropy", see `trtkit.quant.calibrate`. By default "percentile" for INT8
+            and "max" for FP8: its steps shrink towards zero, so that a wide range costs small numbers little.
         per_channel: one scale per output channel of a weight, or one for all.
         ops: operators to quantise.
         skip: names of nodes to leave in float32.
         progress: called after every batch with the number of batches done and, if known, in all.
+        dtype: "int8", or "fp8" for E4M3, which lifts the model to opset 21.
         depthwise: quantise convolutions with one input channel per group, too. They do little arithmetic, lose much
             accuracy, and TensorRT-RTX pads each channel to four: MobileNetV2's engine is twice as large with them.
         calibration: ranges found earlier, instead of `data`.
@@ -76,15 +100,21 @@ def quantize(
         ModelError: the model is quantised or in low precision already, its opset is too old, a name in `skip` is
             unknown, or nothing can be quantised.
         DataError: no data, data that does not fit, or NaN or infinity in a tensor.
+        ValueError: there is no such dtype.
     """
     start = time.perf_counter()
+    if dtype not in CODES:
+        raise ValueError(f"dtype has to be one of {', '.join(CODES)}, got {dtype!r}.")
+    codes = CODES[dtype]
     check_float(model, skip)
     if model.opset < MIN_OPSET:
         raise ModelError(f"{model.name!r} has opset {model.opset}; one scale per channel came with {MIN_OPSET}. "
                          "Convert it first: onnx.version_converter.convert_version(model, 17).")
     graph = working_copy(model)
     infer_shapes(graph)
-    choices = _choose(graph.graph, ops, skip, depthwise)
+    if codes is not INT8_CODES:
+        lift_opset(graph, model.name)
+    choices = _choose(graph.graph, ops, skip, depthwise, dtype)
     chosen = {node for node, choice in choices.items() if choice.quantized}
     if not chosen:
         reasons = "; ".join(sorted({f"{c.op_type}: {c.reason}" for c in choices.values()}))
@@ -92,13 +122,14 @@ def quantize(
     places = _activations(chosen) + _residual_branches(graph.graph, chosen)
     names = sorted({node.inputs[position].name or "" for node, position in places})  # type: ignore[union-attr]
     if calibration is None:
+        method = method or (DEFAULT_METHOD if codes is INT8_CODES else "max")
         calibration = calibrate(model, data if data is not None else (), names, method, progress)
     elif missing := [name for name in names if name not in calibration]:
         raise ModelError(f"The calibration given has no range for {missing[0]!r} and {len(missing) - 1} other tensors.")
-    _Writer(graph.graph, calibration, per_channel).write(chosen, places)
+    _Writer(graph.graph, calibration, per_channel, codes).write(chosen, places)
     RemoveDeadCode()(graph)
-    detail = _summary(chosen, places, choices, calibration)
-    return model.rewritten(graph, "quantize int8", detail, time.perf_counter() - start, precision="int8")
+    detail = _summary(chosen, places, choices, calibration, dtype)
+    return model.rewritten(graph, f"quantize {dtype}", detail, time.perf_counter() - start, precision=dtype)
 
 
 def quantize_report(model: Model) -> list[Choice]:
@@ -125,18 +156,20 @@ def check_float(model: Model, skip: Collection[str]) -> None:
         raise ModelError(f"skip: {model.name!r} has no node {unknown[0]!r}.")
 
 
-def _choose(graph: ir.Graph, ops: Collection[str], skip: Collection[str], depthwise: bool) -> dict[ir.Node, Choice]:
+def _choose(
+    graph: ir.Graph, ops: Collection[str], skip: Collection[str], depthwise: bool, dtype: str
+) -> dict[ir.Node, Choice]:
     choices = {}
     for node in graph:
         if node.op_type not in ops or node.domain != "":
             continue
         obstacle = "the caller skips it" if node.name in skip else _obstacle(node, depthwise)
-        note(node, f"float: {obstacle}" if obstacle else "int8: weights and input")
+        note(node, f"float: {obstacle}" if obstacle else f"{dtype}: weights and input")
         choices[node] = Choice(node.name or "", node.op_type, not obstacle, obstacle or "")
     return choices
 
 
-def without_weights(node: ir.Node) -> str | None:
+def why_no_weights(node: ir.Node) -> str | None:
     """Why a node is no float32 computation with an activation first and a constant weight second, or None if it is."""
     activation, weight = node.inputs[0], constant(node.inputs[1])
     if weight is None:
@@ -149,7 +182,7 @@ def without_weights(node: ir.Node) -> str | None:
 def _obstacle(node: ir.Node, depthwise: bool) -> str | None:
     """Why a node cannot be quantised, or None."""
     weight = constant(node.inputs[1])
-    obstacle = without_weights(node)
+    obstacle = why_no_weights(node)
     if obstacle or weight is None:
         return obstacle
     if len(weight.shape) < 2:
@@ -183,7 +216,7 @@ def _residual_branches(graph: ir.Graph, chosen: Collection[ir.Node]) -> list[tup
             continue
         makers = [(order[maker], i) for i, v in enumerate(node.inputs) if (maker := _fusable(v, chosen)) is not None]
         if makers:
-            note(node, "float: one branch is int8, so that it fuses into the convolution")
+            note(node, "float: one branch is quantised, so that it fuses into the convolution")
             places.append((node, 1 - max(makers)[1]))
     return places
 
@@ -197,10 +230,10 @@ def _fusable(value: ir.Value | None, chosen: Collection[ir.Node]) -> ir.Node | N
 class _Writer:
     """Insert Q/DQ; each tensor and each weight is dequantised once, for all its readers."""
 
-    def __init__(self, graph: ir.Graph, calibration: Calibration, per_channel: bool) -> None:
-        self.graph, self.calibration, self.per_channel = graph, calibration, per_channel
+    def __init__(self, graph: ir.Graph, calibration: Calibration, per_channel: bool, codes: Codes) -> None:
+        self.graph, self.calibration, self.per_channel, self.codes = graph, calibration, per_channel, codes
         self.names = Names(graph)
-        self.zero = self._new("int8_zero_point", np.zeros((), np.int8))
+        self.zero = self._new(f"{codes.name}_zero_point", np.zeros((), codes.dtype.numpy()))
         self.pairs: dict[ir.Value, ir.Value] = {}
         self.weights: dict[tuple[ir.Value, int | None], ir.Value] = {}
 
@@ -213,9 +246,9 @@ class _Writer:
     def _activation(self, value: ir.Value | None) -> ir.Value:
         assert value is not None
         if value not in self.pairs:
-            step = self.calibration.scale(value.name or "")
+            step = self.calibration.scale(value.name or "", self.codes.largest)
             scale = self._new(f"{value.name}_scale", np.array(step, np.float32))
-            q = self._node("Quantize", [value, scale, self.zero], value, ir.DataType.INT8)
+            q = self._node("Quantize", [value, scale, self.zero], value, self.codes.dtype)
             dq = self._node("Dequantize", [q.outputs[0], scale, self.zero], value, FLOAT)
             producer = value.producer()
             if producer is None:
@@ -230,8 +263,8 @@ class _Writer:
         assert value is not None and data is not None
         axis = channel_axis(node, data.ndim) if self.per_channel else None
         if (value, axis) not in self.weights:
-            codes, scale = quantize_weight(data, axis)
-            inputs = [self._new(f"{value.name}_int8", codes), self._new(f"{value.name}_scale", scale)]
+            codes, scale = quantize_weight(data, axis, self.codes)
+            inputs = [self._new(f"{value.name}_{self.codes.name}", codes), self._new(f"{value.name}_scale", scale)]
             dq = self._node("Dequantize", inputs, value, FLOAT)
             if axis is not None:
                 dq.attributes["axis"] = ir.AttrInt64("axis", axis)
@@ -251,15 +284,17 @@ class _Writer:
         return node
 
 
-def quantize_weight(weight: np.ndarray, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Round a weight to int8 codes -127 .. 127.
+def quantize_weight(
+    weight: np.ndarray, axis: int | None, kind: Codes = INT8_CODES
+) -> tuple[np.ndarray, np.ndarray]:
+    """Round a weight to codes: of INT8, those from -127 to 127.
 
     Args:
         weight: float32, any shape.
         axis: the axis with a scale for each entry, or None for one scale.
 
     Returns:
-        int8 codes of the same shape, and the float32 scales, (channels,) or (): weight is about codes * scale.
+        Codes of the same shape, and the float32 scales, (channels,) or (): weight is about codes * scale.
 
     >>> codes, scale = quantize_weight(np.array([[1.0, -0.5], [0.02, 0.005]], np.float32), axis=0)
     >>> codes.tolist()
@@ -267,9 +302,9 @@ def quantize_weight(weight: np.ndarray, axis: int | None) -> tuple[np.ndarray, n
     """
     others = None if axis is None else tuple(a for a in range(weight.ndim) if a != axis)
     amax = np.abs(weight).max(axis=others, keepdims=True).astype(np.float32)
-    floor = max(float(amax.max()) * _SMALLEST_CHANNEL, float(np.finfo(np.float32).tiny) * INT8_MAX)
-    scale = np.maximum(amax, np.float32(floor)) / np.float32(INT8_MAX)
-    codes = np.clip(np.rint(weight / scale), -INT8_MAX, INT8_MAX).astype(np.int8)
+    floor = max(float(amax.max()) * _SMALLEST_CHANNEL, float(np.finfo(np.float32).tiny) * kind.largest)
+    scale = np.maximum(amax, np.float32(floor)) / np.float32(kind.largest)
+    codes = kind.encode(weight / scale)
     return codes, scale.reshape(()) if axis is None else scale.reshape(-1)
 
 
@@ -285,10 +320,11 @@ def _summary(
     places: list[tuple[ir.Node, int]],
     choices: dict[ir.Node, Choice],
     calibration: Calibration,
+    dtype: str,
 ) -> str:
     counts = Counter(node.op_type for node in chosen)
     what = ", ".join(f"{count} {op}" for op, count in counts.most_common())
     left = Counter(choice.reason for choice in choices.values() if not choice.quantized)
     why = "".join(f"; {count} left in float: {reason}" for reason, count in left.most_common())
-    return (f"{what} in int8, {len(places) - len(chosen)} residual branches, "
+    return (f"{what} in {dtype}, {len(places) - len(chosen)} residual branches, "
             f"{len(calibration)} ranges by {calibration.method} from {calibration.batches} batches{why}")

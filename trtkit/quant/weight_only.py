@@ -8,23 +8,21 @@ from collections.abc import Collection, Iterable, Sized
 from typing import NamedTuple
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from trtkit.errors import ModelError
 from trtkit.graph.taps import Batch, Taps
 from trtkit.model import Model
-from trtkit.onnx_file import declare_input, drop_metadata, without_weights
 from trtkit.passes.common import Names, infer_shapes, initializer, working_copy
 from trtkit.passes.dead_code import RemoveDeadCode
 from trtkit.quant.calibrate import CalibrationProgress
 from trtkit.quant.channels import divide, matrix, products
 from trtkit.quant.data import stream
 from trtkit.quant.formats import INT4, INT8, IntFormat
+from trtkit.quant.opset import lift_opset
 from trtkit.quant.precision_rules import FLOAT
 from trtkit.quant.qdq import check_float, note
 
-MIN_OPSET = 21  # blocks and int4 came to DequantizeLinear with it
 OPERATORS = ("MatMul", "Gemm")
 _ROWS = 256  # of each activation that are kept to measure errors with
 _EXPONENTS = np.linspace(0, 1, 21)
@@ -193,43 +191,6 @@ def round_blocks(weight: np.ndarray, kind: IntFormat, block: int) -> np.ndarray:
     """A weight (K, N) as its codes hold it, float32."""
     codes, scales = encode_blocks(weight, kind, block)
     return kind.decode(codes, np.repeat(scales, block, axis=0))
-
-
-def lift_opset(graph: ir.Model, name: str) -> None:
-    """Make a graph's opset 21 if no node of it means anything else there.
-
-    ONNX's own converter is asked, on a copy without weights; where it would rewrite a node, that is left to the caller.
-
-    Raises:
-        ModelError: it has to be rewritten, or the converter does not know how.
-    """
-    opset = graph.opset_imports.get("", 0)
-    if opset >= MIN_OPSET:
-        return
-    proto, large = without_weights(graph)
-    drop_metadata(proto)
-    for value in large:
-        assert value.const_value is not None
-        declare_input(proto.graph, value.name or "", value.const_value.dtype, value.const_value.shape.numpy())
-    try:
-        lifted = onnx.version_converter.convert_version(proto, MIN_OPSET)
-        same = [_plain(n) for n in lifted.graph.node] == [_plain(n) for n in proto.graph.node]
-    except Exception as error:
-        raise ModelError(
-            f"{name!r} has opset {opset}, scales for blocks came with {MIN_OPSET}, and ONNX's converter "
-            f"cannot lift it: {error}. Export it with a later opset."
-        ) from error
-    if not same:
-        raise ModelError(
-            f"{name!r} has opset {opset}, scales for blocks came with {MIN_OPSET}, and some of its operators changed "
-            f"in between. Convert it first: onnx.version_converter.convert_version(model, {MIN_OPSET})."
-        )
-    graph.opset_imports[""] = MIN_OPSET
-
-
-def _plain(node: onnx.NodeProto) -> tuple[object, ...]:
-    attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
-    return node.op_type, list(node.input), list(node.output), attributes
 
 
 class _Writer:
