@@ -132,6 +132,23 @@ def quantize(
     return model.rewritten(graph, f"quantize {dtype}", detail, time.perf_counter() - start, precision=dtype)
 
 
+def observable(model: Model, ops: Collection[str] = QUANTIZABLE, *, depthwise: bool = False) -> dict[str, list[str]]:
+    """What could be quantised: the names of nodes, and of all tensors that would need a range whichever are chosen.
+
+    Returns:
+        {"nodes": [...], "tensors": [...]}, in the order of the graph.
+    """
+    graph = working_copy(model)
+    infer_shapes(graph)
+    chosen = {node for node, c in _choose(graph.graph, ops, (), depthwise, "int8").items() if c.quantized}
+    nodes = [node for node in graph.graph if node in chosen]
+    inputs = [node.inputs[0] for node in nodes]
+    for node, _ in _residual_branches(graph.graph, chosen):
+        inputs += node.inputs  # which of the two it is depends on what else is chosen
+    tensors = dict.fromkeys(value.name or "" for value in inputs if value is not None)
+    return {"nodes": [node.name or "" for node in nodes], "tensors": list(tensors)}
+
+
 def quantize_report(model: Model) -> list[Choice]:
     """What `quantize` or `quantize_weights` chose for every node it could have quantised, and why."""
     told = [(node, node.metadata_props[_NOTE]) for node in model.ir.graph if _NOTE in node.metadata_props]
