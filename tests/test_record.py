@@ -193,5 +193,6 @@ def test_all_records_of_the_project_can_be_read(monkeypatch: pytest.MonkeyPatch)
         pytest.skip("this is not a checkout with records")
     for key in keys:
         for found in record.load(key).values():
-            assert found.count >= 50, f"{found.key} has only {found.count} samples"
+            least = 1 if found.unit == "s" else 50  # what takes seconds is done a few times, slow rivals of ours once
+            assert found.count >= least, f"{found.key} has only {found.count} samples"
             assert not re.search(r"/(home|root|tmp|work)/", json.dumps(found.provenance)), "paths of some machine"

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.passes.graphs import assert_same, parse
 from trtkit.errors import TrtkitError
 from trtkit.importers import load
-from trtkit.passes import LEVELS, optimize
+from trtkit.passes import LEVELS, optimize, run_passes
+from trtkit.passes.identity import RemoveIdentities
 
 STEPS = (
     "relu", "identity", "dropout", "cast", "twice", "view", "same", "scale", "conv_bn", "depthwise_bn", "residual",
@@ -244,3 +245,11 @@ def assert_equal(have: object, want: object) -> None:
         np.testing.assert_allclose(have, want, rtol=1e-2 if want.dtype.itemsize == 2 else 1e-4, atol=1e-5)
     else:
         np.testing.assert_array_equal(have, want)
+
+
+def test_what_becomes_an_output_before_inference_has_the_outputs_type(caplog: pytest.LogCaptureFixture) -> None:
+    """Otherwise onnx_ir warns, and leaves it out of what it writes."""
+    model = parse("a = Relu(x) y = Identity(a)")
+    after = run_passes(model, [RemoveIdentities()])
+    assert (after.op_counts, after.outputs) == ({"Relu": 1}, model.outputs)
+    assert not caplog.records

@@ -134,6 +134,7 @@ def replace(old: ir.Value, new: ir.Value) -> bool:
     Uses inside subgraphs are uses like any other. A graph output keeps its name: `new` takes it over, which is
     possible only when `new` is computed by a node of the same graph and is not an output itself.
     """
+    new.type = new.type or old.type  # before inference either may be the one that states it
     if not old.is_graph_output():
         old.replace_all_uses_with(new)
         return True
