@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,4 +210,6 @@ def test_tiny_values_are_zeros(method: str) -> None:
 
 def test_one_default_method() -> None:
     assert calibrate(MODEL, batches(), ["a"]).method == DEFAULT_METHOD
-    assert inspect.signature(quantize).parameters["method"].default == DEFAULT_METHOD
+    weighted = parse("float[4, 4] w = {" + ", ".join("1" * 16) + "} | y = MatMul(x, w)")
+    for dtype, method in (("int8", DEFAULT_METHOD), ("fp8", "max")):
+        assert f"by {method} from 4 batches" in quantize(weighted, batches(), dtype=dtype).history[-1].detail

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ def rounds(model: Model, passes: Sequence[Rewrite]) -> list[int]:
     """Nodes at the start and after each round in which something changed, read off the history of `run_passes`.
 
     A round ends where the history names a pass that does not come after the one before. (A pass may stand in the
-    order twice.) What is done before shapes are inferred counts as part of the first round.
+    order twice.) Here no rule has a turn before the first round, as some have in `run_passes`: the order alone decides.
 
     >>> import onnx, trtkit
     >>> from trtkit.passes.arithmetic import RemoveNeutralArithmetic
@@ -25,17 +26,22 @@ def rounds(model: Model, passes: Sequence[Rewrite]) -> list[int]:
     [3, 1]
     """
     titles = [rule.title for rule in passes]
-    early = {rule.title for rule in passes if rule.early is not None}  # these have a turn before the first round
-    after = run_passes(model, passes)
-    counts, place, begun = [model.node_count], len(titles), False
+    after = run_passes(model, _without_early_turns(passes))
+    counts, place = [model.node_count], len(titles)
     for step in after.history[len(model.history) :]:
         if step.name not in titles[place:]:
             counts.append(step.nodes_after)
             place = 0
         counts[-1] = step.nodes_after
-        begun = begun or step.name not in early
-        place = titles.index(step.name, place) + 1 if begun else 0
+        place = titles.index(step.name, place) + 1
     return counts
+
+
+def _without_early_turns(passes: Sequence[Rewrite]) -> list[Rewrite]:
+    twins = {rule: copy.copy(rule) for rule in passes}
+    for twin in twins.values():
+        vars(twin)["early"] = None
+    return [twins[rule] for rule in passes]
 
 
 def shuffled(passes: Sequence[Rewrite], seed: int) -> list[Rewrite]:
