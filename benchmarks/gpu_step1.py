@@ -1,6 +1,6 @@
 """ResNet-50 and BERT-base on a GPU against PyTorch eager, eager in a CUDA graph and torch.compile, in one run.
 
-    python3 -m benchmarks.gpu_step1 --out out/gpu --budget 1500        # everything, 18 minutes on one GPU
+    python3 -m benchmarks.gpu_step1 --out out/gpu --budget 1500        # everything, 16 minutes on one GPU
     python3 -m benchmarks.gpu_step1 --only resnet50-fp16-b1 smoke      # some of it
     python3 -m benchmarks.gpu_step1 --quick --device cpu --out out/q   # the same code on a CPU, smallest shapes
 

@@ -99,5 +99,7 @@ def test_fp8_and_errors() -> None:
     assert all(20 < layer.sqnr_db < 60 for layer in layers)
     with pytest.raises(DataError, match="held_out gave no batch"):
         Sensitivities(chain(), batches(1), [])
+    with pytest.raises(ValueError, match="one of int8, fp8"):
+        Sensitivities(chain(), batches(1), dtype="int3")
     with pytest.raises(ModelError, match="no quantised node 'nobody'"):
         Sensitivities(chain(), batches(1)).quantized(["nobody"])

@@ -7,7 +7,7 @@ They work on |x|, since TensorRT's INT8 is symmetric: zero point 0 and codes -12
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,12 +17,10 @@ import numpy as np
 from trtkit.errors import DataError
 from trtkit.graph.taps import Batch, Taps
 from trtkit.model import Model, write_atomically
-from trtkit.quant.data import stream
+from trtkit.quant.data import CalibrationProgress, stream
 
 INT8_MAX = 127
 DEFAULT_METHOD = "percentile"
-CalibrationProgress = Callable[[int, int | None], None]
-"""Called with the batches done and the batches in all (None when the data cannot say)."""
 _ALL_ZERO = 1e-30  # a tensor whose largest |x| is less counts as zeros: its bins would be too narrow for float32
 
 
@@ -268,13 +266,10 @@ def calibrate(
         raise DataError(f"Unknown calibration method {method!r}; choose one of {', '.join(METHODS)}.")
     make = METHODS[method] if isinstance(method, str) else method
     watchers = {name: make() for name in tensors}
-    total = len(data) if isinstance(data, Sized) else None
     batches = 0
-    for arrays in stream(Taps(model, watchers), data):
+    for arrays in stream(Taps(model, watchers), data, progress):
         for name, watcher in watchers.items():
             watcher.observe(arrays[name])
         batches += 1
-        if progress is not None:
-            progress(batches, total)
     ranges = {name: float(watcher.amax()) for name, watcher in watchers.items()}
     return Calibration(ranges, method if isinstance(method, str) else make.__name__, batches)

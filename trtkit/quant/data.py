@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 
 import numpy as np
 
 from trtkit.errors import DataError, ModelError
 from trtkit.graph.taps import Batch, Taps
 
+CalibrationProgress = Callable[[int, int | None], None]
+"""Called with the batches done and the batches in all (None when the data cannot say)."""
 
-def stream(taps: Taps, data: Iterable[Batch]) -> Iterator[dict[str, np.ndarray]]:
-    """The tapped tensors batch after batch, one batch in memory at a time.
+
+def stream(
+    taps: Taps, data: Iterable[Batch], progress: CalibrationProgress | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """The tapped tensors batch after batch, one batch in memory at a time; `progress` is called when one is done with.
 
     Raises:
         DataError: there is no batch, or one does not fit the model, or a tensor holds NaN or infinity.
@@ -19,7 +24,7 @@ def stream(taps: Taps, data: Iterable[Batch]) -> Iterator[dict[str, np.ndarray]]
     if isinstance(data, np.ndarray | Mapping):
         raise DataError("Calibration data is an iterable of batches, and this is a single one: "
                         "put it into a list, or split it into several batches.")  # fmt: skip
-    count = 0
+    count, total = 0, len(data) if isinstance(data, Sized) else None
     for batch in data:
         try:
             tensors = taps.run(batch)
@@ -29,6 +34,8 @@ def stream(taps: Taps, data: Iterable[Batch]) -> Iterator[dict[str, np.ndarray]]
             check_finite(name, tensor, count)
         count += 1
         yield tensors
+        if progress is not None:
+            progress(count, total)
     if not count:
         raise DataError("There is no calibration data: the iterable gave no batch. "
                         "A generator that was used before is empty; make a new one, or pass a list.")  # fmt: skip

@@ -34,11 +34,15 @@ _SMALLEST_CHANNEL = 2.0**-24  # a channel this much smaller than the largest is 
 
 
 class Codes(NamedTuple):
-    """What numbers are stored as, once they are divided by a scale that takes the end of their range to `largest`."""
+    """What numbers are stored as, once they are divided by a scale that takes the end of their range to `largest`.
+
+    `method` is the calibration that suits them, see `quantize`.
+    """
 
     name: str
     largest: float
     dtype: ir.DataType
+    method: str
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         """The nearest codes; beyond the largest, that."""
@@ -47,9 +51,16 @@ class Codes(NamedTuple):
         return FP8_E4M3.encode(x).view(self.dtype.numpy())
 
 
-INT8_CODES = Codes("int8", INT8_MAX, ir.DataType.INT8)
-FP8_CODES = Codes("fp8", FP8_E4M3.max, ir.DataType.FLOAT8E4M3FN)
+INT8_CODES = Codes("int8", INT8_MAX, ir.DataType.INT8, DEFAULT_METHOD)
+FP8_CODES = Codes("fp8", FP8_E4M3.max, ir.DataType.FLOAT8E4M3FN, "max")
 CODES = {codes.name: codes for codes in (INT8_CODES, FP8_CODES)}
+
+
+def codes_of(dtype: str) -> Codes:
+    """The codes of a name; ValueError if there are none."""
+    if dtype not in CODES:
+        raise ValueError(f"dtype has to be one of {', '.join(CODES)}, got {dtype!r}.")
+    return CODES[dtype]
 
 
 class Choice(NamedTuple):
@@ -103,9 +114,7 @@ def quantize(
         ValueError: there is no such dtype.
     """
     start = time.perf_counter()
-    if dtype not in CODES:
-        raise ValueError(f"dtype has to be one of {', '.join(CODES)}, got {dtype!r}.")
-    codes = CODES[dtype]
+    codes = codes_of(dtype)
     check_float(model, skip)
     if model.opset < MIN_OPSET:
         raise ModelError(f"{model.name!r} has opset {model.opset}; one scale per channel came with {MIN_OPSET}. "
@@ -122,8 +131,7 @@ def quantize(
     places = _activations(chosen) + _residual_branches(graph.graph, chosen)
     names = sorted({node.inputs[position].name or "" for node, position in places})  # type: ignore[union-attr]
     if calibration is None:
-        method = method or (DEFAULT_METHOD if codes is INT8_CODES else "max")
-        calibration = calibrate(model, data if data is not None else (), names, method, progress)
+        calibration = calibrate(model, data if data is not None else (), names, method or codes.method, progress)
     elif missing := [name for name in names if name not in calibration]:
         raise ModelError(f"The calibration given has no range for {missing[0]!r} and {len(missing) - 1} other tensors.")
     _Writer(graph.graph, calibration, per_channel, codes).write(chosen, places)
@@ -309,6 +317,7 @@ def quantize_weight(
     Args:
         weight: float32, any shape.
         axis: the axis with a scale for each entry, or None for one scale.
+        kind: which codes.
 
     Returns:
         Codes of the same shape, and the float32 scales, (channels,) or (): weight is about codes * scale.

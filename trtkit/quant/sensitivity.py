@@ -12,8 +12,8 @@ import numpy as np
 from trtkit.errors import DataError, ModelError
 from trtkit.graph.taps import Batch
 from trtkit.model import Model
-from trtkit.quant.calibrate import DEFAULT_METHOD, Calibration, Calibrator, calibrate
-from trtkit.quant.qdq import observable, quantize
+from trtkit.quant.calibrate import Calibration, Calibrator, calibrate
+from trtkit.quant.qdq import codes_of, observable, quantize
 from trtkit.reference import Reference
 
 Outputs = Sequence[Mapping[str, np.ndarray]]
@@ -113,7 +113,7 @@ class Sensitivities:
         found = observable(model)
         operators = {node.name: node.op_type for node in model.ir.graph}
         self.nodes = {name: operators[name] for name in found["nodes"]}
-        method = method or (DEFAULT_METHOD if dtype == "int8" else "max")
+        method = method or codes_of(dtype).method
         self.calibration: Calibration = calibrate(model, batches, found["tensors"], method)
         self.want = _run(model.to_bytes(), self.held_out)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sized
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import onnx_ir as ir
@@ -13,9 +13,8 @@ from trtkit.graph.taps import Batch, Taps
 from trtkit.model import Model
 from trtkit.passes.common import Names, infer_shapes, initializer, working_copy
 from trtkit.passes.dead_code import RemoveDeadCode
-from trtkit.quant.calibrate import CalibrationProgress
 from trtkit.quant.channels import divide, matrix, products
-from trtkit.quant.data import stream
+from trtkit.quant.data import CalibrationProgress, stream
 from trtkit.quant.qdq import check_float
 
 OPERATORS = ("MatMul", "Gemm")
@@ -107,13 +106,10 @@ def channel_amax(
 ) -> dict[str, np.ndarray]:
     """max |x_k| of each channel, the last axis, of the named tensors: (K,) float64 each, over all the data."""
     found: dict[str, np.ndarray] = {}
-    total = len(data) if isinstance(data, Sized) else None
-    for count, arrays in enumerate(stream(Taps(model, tensors), data), 1):
+    for arrays in stream(Taps(model, tensors), data, progress):
         for name in tensors:
             amax = np.abs(arrays[name]).reshape(-1, arrays[name].shape[-1]).max(axis=0).astype(np.float64)
             found[name] = np.maximum(found[name], amax) if name in found else amax
-        if progress is not None:
-            progress(count, total)
     return found
 
 

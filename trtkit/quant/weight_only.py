@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Sized
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +15,8 @@ from trtkit.graph.taps import Batch, Taps
 from trtkit.model import Model
 from trtkit.passes.common import Names, infer_shapes, initializer, working_copy
 from trtkit.passes.dead_code import RemoveDeadCode
-from trtkit.quant.calibrate import CalibrationProgress
 from trtkit.quant.channels import divide, matrix, products
-from trtkit.quant.data import stream
+from trtkit.quant.data import CalibrationProgress, stream
 from trtkit.quant.formats import INT4, INT8, IntFormat
 from trtkit.quant.opset import lift_opset
 from trtkit.quant.precision_rules import FLOAT
@@ -120,16 +119,13 @@ def sample(
     seen = dict.fromkeys(tensors, 0)
     rows: dict[str, np.ndarray] = {}
     rng = np.random.default_rng(0)
-    total = len(data) if isinstance(data, Sized) else None
-    for count, arrays in enumerate(stream(Taps(model, tensors), data), 1):
+    for arrays in stream(Taps(model, tensors), data, progress):
         for name in tensors:
             x = arrays[name].reshape(-1, arrays[name].shape[-1])
             sums[name] = sums.get(name, 0.0) + np.abs(x).sum(axis=0, dtype=np.float64)
             kept = rows.setdefault(name, np.empty((0, x.shape[1]), np.float32))
             rows[name] = _reservoir(kept, x, seen[name], rng)
             seen[name] += len(x)
-        if progress is not None:
-            progress(count, total)
     return {name: Sample(sums[name] / seen[name], rows[name]) for name in tensors}
 
 
