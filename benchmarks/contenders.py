@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -16,7 +16,7 @@ from trtkit.bench import torch_peers
 from trtkit.bench.measure import Measurement, measure
 from trtkit.bench.record import remove, save
 from trtkit.bench.torch_peers import Call
-from trtkit.errors import TrtkitError, VerificationError
+from trtkit.errors import VerificationError
 from trtkit.passes.fix_shapes import fix_shapes
 from trtkit.passes.low_latency import low_latency
 
@@ -48,6 +48,9 @@ class Result:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+Timer = Callable[[Setting, str, str], Result]  # of a setting, a contender and a form
+
+
 class Runner:
     """Measures settings and writes their records; keeps what is expensive to make (modules, exported graphs)."""
 
@@ -62,36 +65,77 @@ class Runner:
 
     # What is measured
 
-    def measure(self, setting: Setting, names: Sequence[str] = ()) -> dict[str, Result]:
-        """Contenders of one setting, all of them if none is named: time, compare with FP64, write the record, print."""
+    def measure(self, setting: Setting, timer: Timer | None = None) -> dict[str, Result]:
+        """All contenders of one setting, each in its fastest form: write the records, print them and their ratios.
+
+        `timer` measures one form of one contender; without it, `time` does so here, in this process.
+        """
         reference = cache(lambda: self._reference(setting))  # not before it is asked for: see `_time`
-        names = names or self.contenders
         results: dict[str, Result] = {}
-        for name in names:
+        for name in self.contenders:
             try:
-                one = self._ours(setting, reference) if name == "trtkit" else self._peer(setting, reference, name)
-            except Exception as error:  # one contender's failure must not cost the others
-                log.exception("%s/%s failed", setting.key, name)
-                self.say(f"{setting.key:24s} {name:12s} FAILED: {type(error).__name__}: {str(error)[:120]}")
+                one = self._fastest(setting, name, timer or (lambda s, n, form: self.time(s, n, form, reference)))
+            except RuntimeError as error:  # one contender's failure must not cost the others
+                self.say(f"{setting.key:24s} {name:12s} FAILED: {error}")
                 remove(f"{setting.key}/{name}")  # an older run's number must not stand beside those of this one
                 continue
             results[name] = one
             save(f"{setting.key}/{name}", one.measurement, command=self.command, extra=one.extra)
             self._say_result(setting, name, one)
-        if len(names) > 1:
-            say_ratios(setting.key, results, self.say)
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
-        failed = [name for name in names if name not in results]
+        say_ratios(setting.key, results, self.say)
+        failed = [name for name in self.contenders if name not in results]
         if failed:
             raise RuntimeError(f"{setting.key}: {', '.join(failed)} failed")
         return results
+
+    def time(self, setting: Setting, name: str, form: str, reference: Reference | None = None) -> Result:
+        """One form of one contender: its time, then its errors against the network in FP64."""
+        reference = reference or (lambda: self._reference(setting))
+        try:
+            return (self._ours if name == "trtkit" else self._peer)(setting, name, form, reference)
+        finally:
+            if self.device == "cuda":
+                torch.cuda.empty_cache()
 
     @property
     def contenders(self) -> tuple[str, ...]:
         """Who can be measured on this device, and is wanted."""
         graph = ("eager-graph",) if self.device == "cuda" else ()
         return ("trtkit", "eager", *graph, *(("compile",) if self.compile_peer else ()))
+
+    def _forms(self, setting: Setting, name: str) -> Iterator[str]:
+        """The forms of one contender that are worth a try; for torch.compile the fastest alone, where it is known."""
+        if name == "trtkit":
+            yield from ("low-latency",) if setting.batch == 1 else ()
+            yield "fp32" if setting.precision == "fp32" else "autocast"
+        elif name == "compile" and setting.network.name in COMPILED_FORM:
+            yield COMPILED_FORM[setting.network.name]
+        else:
+            yield from setting.network.variants
+
+    def _fastest(self, setting: Setting, name: str, timer: Timer) -> Result:
+        """The fastest form; what the others took stays with it. RuntimeError if none runs and is right."""
+        results: dict[str, Result] = {}
+        failed: dict[str, str] = {}
+
+        def attempt(form: str) -> None:
+            try:
+                results[form] = timer(setting, name, form)
+            except Exception as error:
+                log.exception("%s/%s as %s", setting.key, name, form)
+                failed[form] = f"{type(error).__name__}: {error}"[:200]
+
+        for form in self._forms(setting, name):
+            attempt(form)
+        if not results and name == "trtkit" and setting.precision == "fp16":
+            attempt("half")  # where FP16 of ours is refused: the module's own
+        if not results:
+            raise RuntimeError(f"no form runs and is right: {failed}")
+        best = results[min(results, key=lambda form: results[form].measurement.median_ms)]
+        if len(results) > 1:
+            best.extra["forms_ms"] = {form: float(f"{r.measurement.median_ms:.6g}") for form, r in results.items()}
+        best.extra |= {"failed_forms": failed} if failed else {}
+        return best
 
     def _say_result(self, setting: Setting, name: str, result: Result) -> None:
         m, error = result.measurement, result.extra["relative_error"]
@@ -102,57 +146,19 @@ class Runner:
 
     # The contenders
 
-    def _peer(self, setting: Setting, reference: Reference, name: str) -> Result:
-        """PyTorch in the form (memory format, attention) that is fastest for this setting."""
-        results, failed = {}, {}
-        for variant in self._variants(setting, name):
-            try:
-                results[variant] = self._peer_form(setting, reference, name, variant)
-            except RuntimeError as error:  # some forms cannot be captured as a graph; the others stand for the peer
-                log.exception("%s/%s as %s", setting.key, name, variant)
-                failed[variant] = str(error)[:200]
-        if not results:
-            raise RuntimeError(f"no form of {name} runs: {failed}")
-        best = _best(results)
-        best.extra |= {"failed_forms": failed} if failed else {}
-        return best
-
-    def _peer_form(self, setting: Setting, reference: Reference, name: str, variant: str) -> Result:
-        inputs = setting.network.inputs(setting.batch, SETS, setting.precision, variant, self.device)
-        module = self.module(setting.network, setting.precision, variant)
+    def _peer(self, setting: Setting, name: str, form: str, reference: Reference) -> Result:
+        """PyTorch, in one memory format or one form of attention."""
+        inputs = setting.network.inputs(setting.batch, SETS, setting.precision, form, self.device)
+        module = self.module(setting.network, setting.precision, form)
         call = {
-            "eager": lambda m=module: torch_peers.eager(m),
-            "eager-graph": lambda m=module, x=inputs: torch_peers.graphed(m, [x[0]]),
-            "compile": lambda m=module: torch_peers.compiled(m, "reduce-overhead"),
+            "eager": lambda: torch_peers.eager(module),
+            "eager-graph": lambda: torch_peers.graphed(module, [inputs[0]]),
+            "compile": lambda: torch_peers.compiled(module, "reduce-overhead"),
         }[name]()
-        return self._time(call, inputs, reference, variant)
+        return self._time(call, inputs, reference, form)
 
-    def _variants(self, setting: Setting, name: str) -> tuple[str, ...]:
-        """All forms; for torch.compile the one that is known to be fastest, if it is."""
-        known = COMPILED_FORM.get(setting.network.name) if name == "compile" else None
-        return (known,) if known else setting.network.variants
-
-    def _ours(self, setting: Setting, reference: Reference) -> Result:
-        """A verified engine, the faster of two graphs at batch 1; the halved module's where FP16 of ours is refused."""
-        results, refused = {}, {}
-        forms = ("fp32",) if setting.precision == "fp32" else ("autocast",)
-        if setting.batch == 1:
-            forms = ("low-latency", *forms)
-        for form in (*forms, "half"):
-            if form == "half" and (results or setting.precision == "fp32"):
-                continue
-            try:
-                results[form] = self._engine(setting, form, reference)
-            except TrtkitError as error:
-                log.exception("%s: no engine from the %s graph", setting.key, form)
-                refused[form] = f"{type(error).__name__}: {error}"
-        if not results:
-            raise RuntimeError(f"no graph gave a verified engine: {refused}")
-        best = _best(results)
-        best.extra |= {"refused": refused} if refused else {}
-        return best
-
-    def _engine(self, setting: Setting, form: str, reference: Reference) -> Result:
+    def _ours(self, setting: Setting, name: str, form: str, reference: Reference) -> Result:
+        """An engine, refused with VerificationError where it is over the tolerance."""
         engine = self.build(setting, form)
         low = engine.model.inputs[0].dtype.name != "float32"
         inputs = setting.network.inputs(setting.batch, SETS, "fp16" if low else "fp32", "", self.device)
@@ -163,7 +169,7 @@ class Runner:
         if not error <= limit:
             raise VerificationError(f"{setting.key} from the {form} graph: relative error {error:.2e} over {limit}")
         result.extra |= {"engine_bytes": engine.size_bytes, "build_seconds": round(engine.build_seconds, 2)}
-        log.info("%s %s: %s %s\n%s", setting.key, form, result, engine.manifest, engine.verification or "")
+        log.info("%s %s: %s %s", setting.key, form, result, engine.manifest)
         return result
 
     def _build(self, setting: Setting, form: str) -> Any:
@@ -238,15 +244,6 @@ def say_ratios(key: str, results: dict[str, Result], say: Callable[[str], None])
     best = min(times, key=times.__getitem__)
     eager = f", {times['eager'] / ours:.2f}x eager" if "eager" in times else ""
     say(f"{key:24s} => trtkit {times[best] / ours:.2f}x the best peer ({best}){eager}")
-
-
-def _best(results: dict[str, Result]) -> Result:
-    """The fastest form; what the others took stays with it."""
-    form = min(results, key=lambda name: results[name].measurement.median_ms)
-    best = results[form]
-    if len(results) > 1:
-        best.extra["forms_ms"] = {name: float(f"{r.measurement.median_ms:.6g}") for name, r in results.items()}
-    return best
 
 
 def session_call(session: Any, device: str) -> Callable[[torch.Tensor], Any]:

@@ -4,10 +4,10 @@
     python3 -m benchmarks.gpu_step1 --only resnet50-fp16-b1 smoke      # some of it
     python3 -m benchmarks.gpu_step1 --quick --device cpu --out out/q   # the same code on a CPU, smallest shapes
 
-At batch 1 every contender is measured in a process of its own. Where a command may not take that long, several with
---only and one mark in TRTKIT_RUN make one run. Records go to benchmarks/records as soon as they exist (TRTKIT_RECORDS
-names another folder), the whole log to OUT/gpu_step1.log, all records once more to OUT/records.tgz, and a short table
-to the screen.
+At batch 1 each form of a contender is measured in a process of its own. Where a command may not take that long,
+several with --only and one mark in TRTKIT_RUN make one run. Records go to benchmarks/records as soon as they exist
+(TRTKIT_RECORDS names another folder), the whole log to OUT/gpu_step1.log, all records once more to OUT/records.tgz, and
+a short table to the screen.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import sys
 import tarfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from benchmarks import inspect_layers, networks, overhead, smoke
-from benchmarks.contenders import Result, Runner, Setting, say_ratios
+from benchmarks.contenders import Result, Runner, Setting
 from trtkit.bench import machine, record
 from trtkit.bench.torch_peers import best_footing
 
@@ -113,30 +113,21 @@ def guarded(name: str, part: Callable[[], object], out: Path) -> bool:
     return True
 
 
-def alone(name: str, contender: str, options: argparse.Namespace, command: str) -> dict[str, Result]:
-    """One contender of a setting, in a process that was started for it."""
+def alone(setting: str, name: str, form: str, options: argparse.Namespace) -> Result:
+    """One form of one contender, in a process that was started for it."""
     open_log(options.out)
     best_footing()
-    return make_runner(options, command).measure(next(settings([name], options.quick)), [contender])
+    try:
+        return make_runner(options, "").time(next(settings([setting], options.quick)), name, form)
+    except Exception as error:
+        log.exception("%s/%s as %s", setting, name, form)
+        raise RuntimeError(f"{type(error).__name__}: {error}") from None  # not every exception can be sent home
 
 
-def each_alone(name: str, options: argparse.Namespace, command: str, contenders: Sequence[str]) -> None:
-    """A setting's contenders one after another, each in a new process: nothing else lies in the GPU's memory.
-
-    What they record bears the mark of this run. Raises RuntimeError at the end if one of them failed.
-    """
-    os.environ["TRTKIT_RUN"] = record.RUN
-    results: dict[str, Result] = {}
-    failed = []
-    for contender in contenders:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            try:
-                results |= pool.submit(alone, name, contender, options, command).result()
-            except Exception:  # noqa: BLE001 - the others shall be measured; `alone` has logged why
-                failed.append(contender)
-    say_ratios(name, results, say)
-    if failed:
-        raise RuntimeError(f"{name}: {', '.join(failed)} failed")
+def in_a_process(options: argparse.Namespace, setting: Setting, name: str, form: str) -> Result:
+    """`alone` in a new process: nothing else is in the GPU's memory, and nothing went on before in its context."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(alone, setting.key, name, form, options).result()
 
 
 def make_runner(options: argparse.Namespace, command: str) -> Runner:
@@ -162,19 +153,17 @@ def main(argv: list[str] | None = None) -> int:
         "inspector": lambda: inspect_layers.run(runner, first, options.out / "inspector.json", say),
     }
 
-    def measure_here(name: str) -> None:
-        runner.measure(next(settings([name], options.quick)))
+    def measured(name: str) -> None:
+        # at batch 1 microseconds count, and what else happened in a context costs some
+        timer = partial(in_a_process, options) if name.endswith("-b1") else None
+        runner.measure(next(settings([name], options.quick)), timer)
 
     failed = []
     for name in names:
         if time.perf_counter() - begin > options.budget:
             say(f"SKIPPED {name}: the budget of {options.budget:.0f} s is spent")
             continue
-        part = parts.get(name)
-        if part is None and name.endswith("-b1"):  # here microseconds count, and what else is on the GPU costs some
-            part = partial(each_alone, name, options, command, runner.contenders)
-        elif part is None:
-            part = partial(measure_here, name)
+        part = parts.get(name) or partial(measured, name)
         if not guarded(name, part, options.out):
             failed.append(name)
     say(f"done in {time.perf_counter() - begin:.0f} s; failed: {', '.join(failed) or 'nothing'}")

@@ -2,13 +2,16 @@
 
 Host wall time per call over thousands of calls. Everybody is timed twice: `queued` launches without waiting and waits
 once at the end; `waited` waits after every call, as somebody does who needs the answer. Contenders take turns, round by
-round, so that a slow moment of the machine meets all of them.
+round, so that a slow moment of the machine meets all of them, and what is added is the median over the rounds of the
+difference within a round. The graph is the session's own: another one of the same kernels can be some microseconds
+faster or slower by itself (README.md, two speeds), which is not of the session's making.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from benchmarks.contenders import Runner, Setting
 
 ROUNDS = 60  # samples; each is the mean over `calls` calls
+_OVER = "added_us_over_"
 
 
 def run(runner: Runner, setting: Setting, command: str, say: Callable[[str], None]) -> None:
@@ -35,12 +39,15 @@ def run(runner: Runner, setting: Setting, command: str, say: Callable[[str], Non
     for name, engine, tensor, calls in cases:
         calls = 3 if runner.quick else calls
         with engine.open(runner.device) as session:
-            loops = _loops(engine, session, tensor, runner.device)
-            results = _take_turns(loops, calls, runner.device)
-        for contender, measurement in results.items():
-            extra = {"calls": calls * ROUNDS, "per_sample": calls} | _added(contender, results)
+            samples = _take_turns(_loops(engine, session, tensor, runner.device), calls, runner.device)
+        for contender, taken in samples.items():
+            measurement = Measurement.from_samples(taken, runner.device)
+            added = _added(contender, samples)
+            extra = {"calls": calls * ROUNDS, "per_sample": calls} | added
             save(f"session-overhead-{name}/{contender}", measurement, command=command, unit="us", extra=extra)
-        _say(name, results, say)
+            if contender.startswith("session"):
+                text = "".join(f", {us:+.2f} {over[len(_OVER) :]}" for over, us in added.items())
+                say(f"overhead {name:14s} {contender}: {measurement.median_ms * 1e3:.2f} us a call{text}")
 
 
 def _tiny() -> onnx.ModelProto:
@@ -60,14 +67,22 @@ def _loops(engine: Any, session: Any, tensor: torch.Tensor, device: str) -> dict
     feed = {name: tensor if device == "cuda" else tensor.numpy()}
     loops: dict[str, Callable[[], Any]] = {"session": lambda: session.run(feed)}
     if device == "cuda":
-        loops |= _bare_loops(engine, tensor)
+        loops |= {"execute-async": _bare_runtime(engine, tensor), "graph-replay": _bare_replay(session, feed)}
     return loops
 
 
-def _bare_loops(engine: Any, tensor: torch.Tensor) -> dict[str, Callable[[], Any]]:
-    """TensorRT's own runtime with nothing around it, and the CUDA graph of one such call, launched by the driver."""
+def _bare_replay(session: Any, feed: dict[str, Any]) -> Callable[[], Any]:
+    """The CUDA graph that the session replays, launched by the driver on the session's stream."""
     from cuda.bindings import driver
 
+    for _ in range(2):  # the second call has the graph
+        session.run(feed)
+    graph, stream, launch = session.graphs[-1], session.stream.handle, driver.cuGraphLaunch
+    return lambda: launch(graph, stream)
+
+
+def _bare_runtime(engine: Any, tensor: torch.Tensor) -> Callable[[], Any]:
+    """TensorRT's own runtime with nothing around it."""
     from trtkit.engine.trt import trt
 
     logger = trt.Logger(trt.Logger.ERROR)
@@ -89,29 +104,15 @@ def _bare_loops(engine: Any, tensor: torch.Tensor) -> dict[str, Callable[[], Any
     if not context.execute_async_v3(handle):
         raise RuntimeError("the bare execute_async_v3 refused to run")
     torch.cuda.synchronize()
-    graph = _captured(context, handle)
-    launch = driver.cuGraphLaunch
 
     def execute(_alive: Any = (logger, runtime, plan, buffers)) -> bool:
         return bool(context.execute_async_v3(handle))
 
-    return {"execute-async": execute, "graph-replay": lambda: launch(graph, handle)}
+    return execute
 
 
-def _captured(context: Any, handle: int) -> Any:
-    """The kernels of one execute_async_v3 as an executable CUDA graph."""
-    from cuda.bindings import driver
-
-    begun = driver.cuStreamBeginCapture(handle, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-    context.execute_async_v3(handle)
-    ended, graph = driver.cuStreamEndCapture(handle)
-    made, executable = driver.cuGraphInstantiate(graph, 0)
-    if any(int(status) for status in (begun[0], ended, made)):
-        raise RuntimeError(f"capturing a bare graph failed: {begun[0]}, {ended}, {made}")
-    return executable
-
-
-def _take_turns(loops: dict[str, Callable[[], Any]], calls: int, device: str) -> dict[str, Measurement]:
+def _take_turns(loops: dict[str, Callable[[], Any]], calls: int, device: str) -> dict[str, list[float]]:
+    """Milliseconds per call of each loop in both ways; sample i of all of them is of round i."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     ways = {f"{name}-{way}": (fn, way == "waited") for name, fn in loops.items() for way in ("queued", "waited")}
     samples: dict[str, list[float]] = {name: [] for name in ways}
@@ -120,7 +121,7 @@ def _take_turns(loops: dict[str, Callable[[], Any]], calls: int, device: str) ->
             took = _time_calls(fn, wait, calls, each)
             if turn >= 3:
                 samples[name].append(took)
-    return {name: Measurement.from_samples(values, device) for name, values in samples.items()}
+    return samples
 
 
 def _time_calls(fn: Callable[[], Any], wait: Callable[[], None], calls: int, wait_each: bool) -> float:
@@ -138,17 +139,13 @@ def _time_calls(fn: Callable[[], Any], wait: Callable[[], None], calls: int, wai
     return (time.perf_counter() - begin) * 1e3 / calls
 
 
-def _added(contender: str, results: dict[str, Measurement]) -> dict[str, float]:
+def _added(contender: str, samples: dict[str, list[float]]) -> dict[str, float]:
     """Microseconds that the session takes more than each bare loop that waits in the same way."""
     kind, _, way = contender.rpartition("-")
     if kind != "session":
         return {}
-    mine = results[contender].median_ms
-    bare = {name: m.median_ms for name, m in results.items() if name.endswith(way) and name != contender}
-    return {f"added_us_over_{name}": round((mine - theirs) * 1e3, 2) for name, theirs in bare.items()}
-
-
-def _say(name: str, results: dict[str, Measurement], say: Callable[[str], None]) -> None:
-    for contender in ("session-queued", "session-waited"):
-        added = "".join(f", {us:+.2f} {over[9:]}" for over, us in _added(contender, results).items())
-        say(f"overhead {name:14s} {contender}: {results[contender].median_ms * 1e3:.2f} us a call{added}")
+    bare = [name for name in samples if name.endswith(way) and name != contender]
+    return {
+        f"{_OVER}{name}": round(median(a - b for a, b in zip(samples[contender], samples[name], strict=True)) * 1e3, 2)
+        for name in bare
+    }

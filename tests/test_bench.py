@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -282,25 +283,33 @@ def test_a_peer_that_fails_costs_its_row_alone() -> None:
 
 
 def test_a_contender_that_fails_leaves_no_old_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
+    pytest.importorskip("torchvision")
     contenders = pytest.importorskip("benchmarks.contenders")
+    networks = pytest.importorskip("benchmarks.networks")
     monkeypatch.setenv("TRTKIT_RECORDS", str(tmp_path))
     for name in ("trtkit", "eager", "old"):
         bench.save(f"net-fp32-b1/{name}", Measurement.from_samples([1.0]), command="an earlier run")
     said: list[str] = []
     runner = contenders.Runner("cpu", "now", said.append, quick=True, compile_peer=False)
-    monkeypatch.setattr(runner, "_reference", lambda setting: [torch.ones(1)])
-    monkeypatch.setattr(runner, "_ours", lambda *_: 1 / 0)
-    extra = {"relative_error": 0.0, "form": "nchw"}
-    result = contenders.Result(Measurement.from_samples([2.0]), extra)
-    monkeypatch.setattr(runner, "_peer", lambda *_: result)
+    network = networks.resnet(quick=True)
+    setting = contenders.Setting("net-fp32-b1", network, "fp32", 1)
+
+    def time(broken: str, setting: Any, name: str, form: str) -> Any:
+        if broken in (name, form):
+            raise ZeroDivisionError(f"{form} of {name}")
+        taken = Measurement.from_samples([{"nchw": 2.0, "nhwc": 3.0}.get(form, 1.0)])
+        return contenders.Result(taken, {"relative_error": 0.0, "form": form})
+
     with pytest.raises(RuntimeError, match="trtkit failed"):
-        runner.measure(contenders.Setting("net-fp32-b1", None, "fp32", 1))
+        runner.measure(setting, partial(time, "trtkit"))
+    assert any("trtkit" in line and "FAILED" in line and "ZeroDivisionError" in line for line in said)
     records = bench.load("net-fp32-b1")
     assert list(records) == ["eager", "old"] and records["eager"].median_ms == 2.0
-    monkeypatch.setattr(runner, "_ours", lambda *_: result)
-    runner.measure(contenders.Setting("net-fp32-b1", None, "fp32", 1))
-    assert "1.00x the best peer (eager)" in said[-1]  # "old", which is faster, is of another run
+    found = runner.measure(setting, partial(time, "low-latency"))
+    assert found["trtkit"].extra["form"] == "fp32" and "low-latency" in found["trtkit"].extra["failed_forms"]
+    assert found["eager"].extra["forms_ms"] == {"nchw": 2.0, "nhwc": 3.0}
+    assert "2.00x the best peer (eager)" in said[-1]  # "old", which is as fast, is of another run
 
 
 def test_the_smoke_checks_of_the_gpu_benchmark_pass_on_this_machines_cpu(tmp_path: Path) -> None:

@@ -140,6 +140,11 @@ class GpuSession(Session):
                 )
         return self._remember(key, TensorBound(self, dict(tensors)))
 
+    @property
+    def graphs(self) -> tuple[Any, ...]:
+        """The CUDA graphs (`cuda.bindings.driver.CUgraphExec`) replayed by now, of the shapes used last at the end."""
+        return tuple(bound.graph for bound in self._bound.values() if bound.graph is not None)
+
     def _remember(self, key: Any, bound: Any) -> Any:
         self._bound[key] = bound
         while len(self._bound) > _KEPT:
