@@ -1,14 +1,14 @@
 """One graph optimiser on one file, in a process of its own: seconds, memory, and what is left of the graph.
 
-`python3 -m benchmarks.optimizer_child CONTENDER IN OUT REPEATS` prints one JSON object, for `benchmarks.optimizers`.
+`python3 -m benchmarks.optimizer_child CONTENDER IN OUT`, for `benchmarks.optimizers`: when it is ready, for each line
+that it is given, and at the end of its input it prints one JSON object. So several can take turns.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import io
 import json
+import os
 import sys
 import tempfile
 import time
@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from trtkit.bench.optimizers import OPTIMIZERS, TINY, Optimizer, trtkit_at
-
-ENOUGH = 20.0  # seconds; whoever took so long altogether is not asked once more, as it cannot matter any longer
 
 CONTENDERS: dict[str, Callable[[], Optimizer]] = OPTIMIZERS | {
     "trtkit-1": lambda: trtkit_at(1),
@@ -65,11 +63,8 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def measure(contender: str, source: str, target: str, repeats: int) -> dict[str, Any]:
-    """File to file, `repeats` times or until `ENOUGH` seconds went by.
-
-    Imports, also those made on first use, happen before, on a graph of four nodes.
-    """
+def ready(contender: str) -> Optimizer:
+    """The optimiser, its imports done, also those that it makes on first use: a graph of four nodes went through."""
     import onnx
 
     optimize = CONTENDERS[contender]()
@@ -78,25 +73,28 @@ def measure(contender: str, source: str, target: str, repeats: int) -> dict[str,
         onnx.save(onnx.parser.parse_model(TINY), tiny)
         optimize(str(tiny), str(Path(folder) / "out.onnx"))
     gc.collect()
+    return optimize
+
+
+def turn(optimize: Optimizer, source: str, target: str) -> dict[str, Any]:
+    """File to file, once: seconds, seconds of the processor, and bytes resident at most above those before."""
+    gc.collect()
     forget_peak()
     before = memory("VmRSS")
-    seconds, cpu, peak = [], [], 0
-    for number in range(repeats):
-        begin, busy = time.perf_counter(), time.process_time()
-        optimize(source, target)
-        seconds.append(time.perf_counter() - begin)
-        cpu.append(time.process_time() - busy)
-        peak = peak if number else memory("VmHWM") - before
-        gc.collect()
-        if sum(seconds) > ENOUGH:
-            break
-    return {"seconds": seconds, "cpu": cpu, "peak_bytes": peak, "ops": op_counts(target)}
+    begin, busy = time.perf_counter(), time.process_time()
+    optimize(source, target)
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - busy
+    return {"seconds": seconds, "cpu": cpu, "peak_bytes": memory("VmHWM") - before}
 
 
-def main(contender: str, source: str, target: str, repeats: str) -> None:
-    with contextlib.redirect_stdout(io.StringIO()):
-        result = measure(contender, source, target, int(repeats))
-    print(json.dumps(result))
+def main(contender: str, source: str, target: str) -> None:
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # what libraries print, from C++ too, shall not come between the answers
+        optimize = ready(contender)
+        print("{}", file=answers, flush=True)
+        for _ in sys.stdin:
+            print(json.dumps(turn(optimize, source, target)), file=answers, flush=True)
+        print(json.dumps({"ops": op_counts(target)}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,24 +7,28 @@
     python3 -m benchmarks.optimizers --part scaling           # 1,000 to 100,000 nodes
     python3 -m benchmarks.optimizers --part table             # the table from the records, nothing is run
 
-Every contender gets the same file and writes another, in a process of its own. What is counted, alike for all: nodes
-of the graph and of all bodies inside it; `Constant` nodes are counted apart, since they and initialisers are two
-spellings of one thing. Seconds: median, from file to file; starting Python, importing, and a first call on a graph of
-four nodes come before. So with the seconds of the processor, which mean more on a busy machine. Memory: the most that
-was resident above what was so before the call. Error: the largest difference of any output in ONNX Runtime without
-its optimisations, relative to the largest number of that output.
+Every contender gets the same file and writes another, in a process of its own; they take turns, so that a slow moment
+of the machine meets all of them. What is counted, alike for all: nodes of the graph and of all bodies inside it;
+`Constant` nodes are counted apart, since they and initialisers are two spellings of one thing. Seconds: median, from
+file to file; starting Python, importing, and a first call on a graph of four nodes come before. So with the seconds of
+the processor, which mean more on a busy machine. Memory: the most that was resident above what was so before the first
+call. Error: the largest difference of any output in ONNX Runtime without its optimisations, relative to the largest
+number of that output.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,23 +44,97 @@ from trtkit.bench.optimizers import TOLERANCE, error, plain_outputs
 PEERS = ("onnxslim", "onnxsim", "onnxscript", "onnxruntime")
 TIMEOUT = 900  # seconds a contender may take for one network
 SCALING_TIMEOUT = 120  # seconds; whoever takes longer for one size is not asked for the next
+ENOUGH = 20.0  # seconds; whoever took so long altogether gets no further turn, as it cannot matter any longer
 NEAR = 1.5  # times the fastest: what still counts as fast
 COMMAND = "python3 -m benchmarks.optimizers"
 
 
-def child(module: str, *arguments: object, timeout: float = TIMEOUT) -> dict[str, Any]:
-    """Run a module in a new process and read the JSON object it prints last; {"failed": why} if it does not."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+class Failed(Exception):
+    """A contender gave no answer; says why."""
+
+
+class Child:
+    """A module in a process of its own, which prints a JSON object at its start, for each line and at the end."""
+
+    def __init__(self, module: str, *arguments: object) -> None:
+        command = [sys.executable, "-m", module, *map(str, arguments)]
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by `stop`
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=ENVIRONMENT
+        )
+
+    def answer(self, timeout: float) -> dict[str, Any]:
+        """What it prints next. Raises Failed if that takes too long, or if it ends before."""
+        out = self._process.stdout
+        assert out is not None
+        if not select.select([out], [], [], timeout)[0]:
+            self.stop()
+            raise Failed(f"took more than {timeout:.0f} s")
+        line = out.readline()
+        if not line.endswith("\n"):
+            code = self._process.wait()
+            self._errors.seek(0)
+            last = [line for line in self._errors.read().strip().splitlines() if line.strip()][-1:]
+            raise Failed(f"exit code {code}: {''.join(last)[:300]}")
+        result: dict[str, Any] = json.loads(line)
+        return result
+
+    def ask(self, timeout: float) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # then it has ended, and `answer` says why
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        return self.answer(timeout)
+
+    def end(self, timeout: float) -> dict[str, Any]:
+        """Its last answer."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        return self.answer(timeout)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None:
+                stream.close()
+
+
+def race(source: Path, targets: dict[str, Path], turns: int, timeout: float = TIMEOUT) -> dict[str, dict[str, Any]]:
+    """Contenders that take turns on one file: their samples and what is left, or {"failed": why}."""
+    children = {name: Child("benchmarks.optimizer_child", name, source, target) for name, target in targets.items()}
+    results: dict[str, dict[str, Any]] = {name: {"seconds": [], "cpu": [], "peak_bytes": 0} for name in children}
+
+    def each(step: Callable[[str, Child], object]) -> None:
+        for name, child in children.items():
+            if "failed" not in results[name]:
+                try:
+                    step(name, child)
+                except Failed as why:
+                    results[name] = {"failed": str(why)}
+
+    def turn(name: str, child: Child) -> None:
+        mine = results[name]
+        if sum(mine["seconds"]) > ENOUGH:
+            return
+        found = child.ask(timeout)
+        mine["peak_bytes"] = mine["peak_bytes"] or found["peak_bytes"]
+        for what in ("seconds", "cpu"):
+            mine[what].append(found[what])
+
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"took more than {timeout:.0f} s"}
-    if done.returncode:
-        last = [line for line in done.stderr.strip().splitlines() if line.strip()][-1:]
-        return {"failed": f"exit code {done.returncode}: {''.join(last)[:300]}"}
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
+        each(lambda _, child: child.answer(timeout))
+        for _ in range(turns):
+            each(turn)
+        each(lambda name, child: results[name].update(child.end(timeout)))
+    finally:
+        for child in children.values():
+            child.stop()
+    return results
 
 
 def compare(original: Path, *optimised: Path) -> list[dict[str, Any]]:
@@ -86,7 +164,7 @@ def _compare_one(file: Path, inputs: dict[str, np.ndarray], wanted: list[np.ndar
 def run(name: str, contenders: list[str], original: Path, repeats: int, keep: Path) -> None:
     """All contenders on one network: measure, compare, write the records, print a line for each."""
     targets = {contender: keep / f"{name}.{contender}.onnx" for contender in contenders}
-    results = {c: child("benchmarks.optimizer_child", c, original, file, repeats) for c, file in targets.items()}
+    results = race(original, targets, repeats)
     done = [contender for contender in contenders if "failed" not in results[contender]]
     for contender, found in zip(done, compare_apart(original, [targets[c] for c in done]), strict=True):
         results[contender] |= found
@@ -97,10 +175,15 @@ def run(name: str, contenders: list[str], original: Path, repeats: int, keep: Pa
 
 def compare_apart(original: Path, files: list[Path]) -> list[dict[str, Any]]:
     """`compare` in another process; in one for each file, if a file makes that process crash."""
-    found = child("benchmarks.optimizers", "--part", "compare", "--files", original, *files)
-    if "failed" not in found:
-        return list(found["files"])
-    return [found] if len(files) == 1 else [result for file in files for result in compare_apart(original, [file])]
+    child = Child("benchmarks.optimizers", "--part", "compare", "--files", original, *files)
+    try:
+        return list(child.answer(TIMEOUT)["files"])
+    except Failed as why:
+        if len(files) == 1:
+            return [{"failed": str(why)}]
+        return [result for file in files for result in compare_apart(original, [file])]
+    finally:
+        child.stop()
 
 
 def report(name: str, contender: str, result: dict[str, Any], before: int, target: Path) -> None:
@@ -162,9 +245,7 @@ def grow(kind: str, contender: str, sizes: list[int], keep: Path) -> tuple[dict[
     for size in sizes:
         file = synthetic.path(kind, size, keep)
         repeats = 3 if size < 30_000 else 1
-        result = child(
-            "benchmarks.optimizer_child", contender, file, keep / "out.onnx", repeats, timeout=SCALING_TIMEOUT
-        )
+        result = race(file, {contender: keep / "out.onnx"}, repeats, SCALING_TIMEOUT)[contender]
         if "failed" in result:
             print(f"{kind:10s} {contender:12s} {size:7d} {result['failed']}", flush=True)
             break
@@ -235,7 +316,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--part", choices=("networks", "scaling", "table", "compare", "all"), default="all")
     parser.add_argument("--only", nargs="+", default=list(zoo.ZOO), metavar="NETWORK")
     parser.add_argument("--contenders", nargs="+", default=["trtkit", *PEERS], choices=sorted(CONTENDERS))
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--sizes", nargs="+", type=int, default=[1_000, 3_000, 10_000, 30_000, 100_000])
     parser.add_argument("--kinds", nargs="+", default=list(synthetic.KINDS), choices=synthetic.KINDS)
     parser.add_argument("--keep", type=Path, help="folder for the optimised files; by default they are thrown away")

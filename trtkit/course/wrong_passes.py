@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trtkit.passes.common import Rewrite, array, initializer, remove, replace
+from trtkit.passes.index import Index
 
 
 class ForgetsTheSignOfZero(Rewrite):
@@ -45,9 +46,9 @@ class ForgetsAttributes(Rewrite):
 
     title = "same operator, same inputs"
 
-    def visit(self, graph: ir.Graph) -> None:
+    def walk(self, index: Index) -> None:
         self._seen: dict[object, ir.Node] = {}
-        super().visit(graph)
+        super().walk(index)
 
     def rewrite(self, node: ir.Node) -> str | None:
         twin = self._seen.setdefault((node.op_type, tuple(node.inputs)), node)

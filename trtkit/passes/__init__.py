@@ -60,7 +60,7 @@ from trtkit.passes.attention import CanonicalAttention
 from trtkit.passes.batch_norm import FoldBatchNorm
 from trtkit.passes.batch_norm_before import FoldBatchNormBefore
 from trtkit.passes.branches import DropUnusedOutputs, InlineBranches
-from trtkit.passes.common import Rewrite, graphs_of, working_copy
+from trtkit.passes.common import Rewrite, working_copy
 from trtkit.passes.consecutive import MergeConsecutive
 from trtkit.passes.constant_folding import FoldConstants
 from trtkit.passes.cse import ShareSubexpressions
@@ -68,6 +68,7 @@ from trtkit.passes.dead_code import RemoveDeadCode
 from trtkit.passes.dedup import ShareInitializers
 from trtkit.passes.gelu import FuseGelu
 from trtkit.passes.identity import RemoveIdentities
+from trtkit.passes.index import Index
 from trtkit.passes.inference import infer_missing, infer_unknown
 from trtkit.passes.layer_norm import FuseNormalization
 from trtkit.passes.matmul_bias import FuseMatMulBias
@@ -145,7 +146,11 @@ def run_passes(model: Model, passes: Sequence[Rewrite]) -> Model:
     graph = working_copy(model)
     steps: list[Step] = []
     if passes and graph.functions:
-        steps.append(_run(graph, InlinePass(), _count(graph), "inline functions", "ONNX functions written out"))
+        nodes, start = len(Index(graph)), time.perf_counter()
+        InlinePass()(graph)
+        RemoveDeadCode()(graph)
+        after, seconds = len(Index(graph)), time.perf_counter() - start
+        steps.append(Step("inline functions", "ONNX functions written out", nodes, after, seconds))
     if passes:
         steps += _to_fixpoint(graph, passes)
     return Model(graph, model.name, history=(*model.history, *steps), origin=model.origin, precision=model.precision)
@@ -155,46 +160,40 @@ def _to_fixpoint(graph: ir.Model, passes: Sequence[Rewrite]) -> list[Step]:
     """Run the passes in turn until each has found nothing to do in the graph as it is."""
     steps: list[Step] = []
     idle: dict[Rewrite, int] = {}  # at how many steps a pass last found nothing to do
-    nodes = _count(graph)
+    index = Index(graph)
     early = [(rule.early, place) for place, rule in enumerate(passes) if rule.early is not None]
     for rule in dict.fromkeys(passes[place] for _, place in sorted(early)):
-        step = _run(graph, rule, nodes, rule.title)
-        if rule.done:  # inference then has less to do, often by half, or none: exporters state what they exported
-            steps.append(step)
-            nodes = step.nodes_after
+        index = _run(graph, rule, index, steps)  # inference then has less to do, often by half, or none
     infer_unknown(graph)
-    present = _operators(graph)
     for _ in range(MAX_ROUNDS):
         before = len(steps)
         for rule in passes:
-            if idle.get(rule) == len(steps) or not (present & rule.ops if rule.ops else True):
+            if idle.get(rule) == len(steps) or not index.has(rule.ops):
                 continue
-            step = _run(graph, rule, nodes, rule.title)
-            if rule.done:
-                steps.append(step)
-                present, nodes = _operators(graph), step.nodes_after
-            else:
+            index = _run(graph, rule, index, steps)
+            if not rule.done:
                 idle[rule] = len(steps)
         if len(steps) == before:
             break
-        if infer_missing(graphs_of(graph.graph), graph.opset_imports.get("", 0)):
+        if infer_missing(index.graphs, graph.opset_imports.get("", 0)):
             idle.clear()  # whoever found nothing to do did not know these shapes
     return steps
 
 
-def _operators(graph: ir.Model) -> set[str]:
-    return {node.op_type for each in graphs_of(graph.graph) for node in each}
+def _run(graph: ir.Model, rule: Rewrite, index: Index, steps: list[Step]) -> Index:
+    """Run one pass and clear away what it made dead, so that a Step tells all that the pass was good for.
 
-
-def _run(graph: ir.Model, rule: ir.passes.InPlacePass, before: int, title: str, detail: str = "") -> Step:
-    """Run one pass and clear away what it made dead, so that a Step tells all that the pass was good for."""
+    Takes the index of the graph before, gives the one after.
+    """
     start = time.perf_counter()
-    if not rule(graph).modified:
-        return Step(title, "", before, before, 0.0)
+    rule.index = index
+    try:
+        rule(graph)
+    finally:
+        rule.index = None
+    if not rule.done:
+        return index
     RemoveDeadCode()(graph)
-    detail = detail or (rule.detail if isinstance(rule, Rewrite) else "")
-    return Step(title, detail, before, _count(graph), time.perf_counter() - start)
-
-
-def _count(graph: ir.Model) -> int:
-    return sum(map(len, graphs_of(graph.graph)))
+    after = Index(graph)
+    steps.append(Step(rule.title, rule.detail, len(index), len(after), time.perf_counter() - start))
+    return after

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from trtkit.graph.shapes import WITH_BODY, bodies, graphs_of
 from trtkit.model import Model
+from trtkit.passes.index import Index
 from trtkit.passes.inference import infer_node, infer_shapes
 
 __all__ = [
@@ -34,6 +35,7 @@ class Rewrite(ir.passes.InPlacePass):
 
     title: ClassVar[str]
     ops: ClassVar[frozenset[str]] = frozenset()  # operators that the rule is about; empty: all of them
+    index: Index | None = None  # of the graph as it stands, from whoever runs several passes and has one
     early: ClassVar[int | None] = None  # the place among the rules that are worth a turn before shapes are inferred
 
     def __init__(self) -> None:
@@ -43,8 +45,7 @@ class Rewrite(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         self._begin(model)
-        for graph in graphs_of(model.graph):
-            self.visit(graph)
+        self.walk(self.index or Index(model))
         return ir.passes.PassResult(model, modified=bool(self.done))
 
     def _begin(self, model: ir.Model) -> None:
@@ -53,11 +54,10 @@ class Rewrite(ir.passes.InPlacePass):
         self._root = model.graph
         self.__dict__.pop("names", None)
 
-    def visit(self, graph: ir.Graph) -> None:
+    def walk(self, index: Index) -> None:
         """Offer every node to `rewrite`, in topological order; nodes may be removed on the way."""
-        ops, rewrite = self.ops, self.rewrite
-        for node in graph:
-            if (not ops or node.op_type in ops) and node.domain == "" and (what := rewrite(node)):
+        for node in index.of(self.ops):
+            if what := self.rewrite(node):
                 self.done[what] += 1
 
     @cached_property
@@ -91,10 +91,10 @@ class Learner(Rewrite):
         """These come later in the walk than the node that is being rewritten."""
         self._told.update(nodes)
 
-    def visit(self, graph: ir.Graph) -> None:
+    def walk(self, index: Index) -> None:
         ops, rewrite, told = self.ops, self.rewrite, self._told
-        for node in graph:
-            if (not ops or node.op_type in ops) and node.domain == "" and (what := rewrite(node)):
+        for node in index.of(()):
+            if (not ops or node.op_type in ops) and (what := rewrite(node)):
                 self.done[what] += 1
             elif node in told and all(v.type is not None for v in node.outputs) and infer_node(node, self.opset):
                 self.tell(reader for value in node.outputs for reader, _ in value.uses())
@@ -105,12 +105,12 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
     An initialiser that is also a graph input is only a default, which a caller may override: not a constant.
     """
-    if value is None or value.is_graph_input():
+    if value is None:
         return None
-    if value.is_initializer():
-        return value.const_value
     node = value.producer()
-    if node is None or node.op_type != "Constant" or node.domain != "" or "sparse_value" in node.attributes:
+    if node is None:
+        return value.const_value if value.is_initializer() and not value.is_graph_input() else None
+    if node.op_type != "Constant" or node.domain != "" or "sparse_value" in node.attributes:
         return None
     return ir.convenience.get_const_tensor(value)
 

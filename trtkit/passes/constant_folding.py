@@ -70,7 +70,7 @@ class FoldConstants(Learner):
     early = 2
 
     def rewrite(self, node: ir.Node) -> str | None:
-        foldable = not any(value.is_graph_output() for value in node.outputs) and self._is_constant(node)
+        foldable = self._is_constant(node) and not any(value.is_graph_output() for value in node.outputs)
         results = self._evaluate(node) if foldable else None
         if results is None:
             return None
@@ -89,9 +89,11 @@ class FoldConstants(Learner):
             return False
         if node.op_type in ("Shape", "Size") and _known_shape(node) is not None:
             return True
-        inputs = (constant(value) for value in node.inputs if value is not None)
-        known = all(tensor is not None and tensor.dtype != ir.DataType.STRING for tensor in inputs)
-        return known and not has_body(node)
+        for value in node.inputs:
+            tensor = constant(value)
+            if value is not None and (tensor is None or tensor.dtype == ir.DataType.STRING):
+                return False
+        return not has_body(node)
 
     def _evaluate(self, node: ir.Node) -> list[np.ndarray] | None:
         """The values of all outputs, or None where they cannot be computed or are too large."""

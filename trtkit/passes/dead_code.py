@@ -36,6 +36,6 @@ class RemoveDeadCode(Rewrite):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Bodies first, so that what only a dead body node read is dead in the outer graph too."""
         self.done.clear()
-        for graph in reversed(graphs_of(model.graph)):
+        for graph in reversed(self.index.graphs if self.index else graphs_of(model.graph)):
             self.visit(graph)
         return ir.passes.PassResult(model, modified=bool(self.done))

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trtkit.passes.common import Rewrite, constant
+from trtkit.passes.index import Index
 
 
 class ShareInitializers(Rewrite):
@@ -19,7 +20,11 @@ class ShareInitializers(Rewrite):
 
     title = "share initialisers"
 
-    def visit(self, graph: ir.Graph) -> None:
+    def walk(self, index: Index) -> None:
+        for graph in index.graphs:
+            self._share(graph)
+
+    def _share(self, graph: ir.Graph) -> None:
         alike: dict[tuple, list[tuple[ir.Value, np.ndarray]]] = {}
         for name, value in tuple(graph.initializers.items()):
             tensor = constant(value)
