@@ -24,7 +24,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 from benchmarks import inspect_layers, networks, overhead, smoke
@@ -124,9 +125,17 @@ def alone(setting: str, name: str, form: str, options: argparse.Namespace) -> Re
         raise RuntimeError(f"{type(error).__name__}: {error}") from None  # not every exception can be sent home
 
 
+@cache
+def processes() -> BaseContext:
+    """Processes split off from one that has done its imports, longer than many a measurement, and no more."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.contenders", "torchvision", "transformers"])
+    return context
+
+
 def in_a_process(options: argparse.Namespace, setting: Setting, name: str, form: str) -> Result:
     """`alone` in a new process: nothing else is in the GPU's memory, and nothing went on before in its context."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=processes()) as pool:
         return pool.submit(alone, setting.key, name, form, options).result()
 
 

@@ -114,8 +114,8 @@ class FoldConstants(Learner):
     def _compute(self, node: ir.Node, inputs: dict[str, np.ndarray]) -> list[np.ndarray] | None:
         arguments: list[Any] = [None if value is None else inputs[value.name or ""] for value in node.inputs]
         try:
-            if node.op_type == "Expand":  # two for each batch norm of some exporters, and NumPy's own does the same
-                results = [_expanded(*arguments)]
+            if node.op_type in _OWN:
+                results = [_OWN[node.op_type](node, *arguments)]
             else:
                 operator = _operator(node.op_type, self.opset)
                 with np.errstate(all="ignore"):
@@ -169,8 +169,21 @@ def _operator(name: str, opset: int) -> Callable[..., OpRun]:
     return operator
 
 
-def _expanded(data: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def _expanded(_: ir.Node, data: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.broadcast_to(data, np.broadcast_shapes(data.shape, tuple(sizes.tolist()))).copy()
+
+
+def _gathered_elements(node: ir.Node, data: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Element i of the result is data's element at the same place, but for one axis: there it is at `indices[i]`."""
+    axis = node.attributes.get_int("axis", 0)
+    others = [slice(size) for size in indices.shape]  # indices may leave out what stands at the end of other axes
+    others[axis] = slice(None)
+    return np.take_along_axis(data[tuple(others)], indices, axis)
+
+
+# Expand: two for each batch norm of some exporters, and NumPy is quicker than ONNX's reference, which does the same.
+# GatherElements: the reference (onnx 1.23) raises where one axis has length 1, as transformers write it for BERT.
+_OWN: dict[str, Callable[..., np.ndarray]] = {"Expand": _expanded, "GatherElements": _gathered_elements}
 
 
 def _expands_little(node: ir.Node, inputs: dict[str, np.ndarray]) -> bool:
