@@ -77,7 +77,8 @@ def ready(contender: str) -> Optimizer:
 
 
 def turn(optimize: Optimizer, source: str, target: str) -> dict[str, Any]:
-    """File to file, once: seconds, seconds of the processor, and bytes resident at most above those before."""
+    """File to a new file, once: seconds, seconds of the processor, and bytes resident at most above those before."""
+    Path(target).unlink(missing_ok=True)
     gc.collect()
     forget_peak()
     before = memory("VmRSS")
