@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 from torch import nn  # noqa: E402
 
-from trtkit.errors import DataError, MissingError, ModelError, TrtkitError  # noqa: E402
+from trtkit.errors import DataError, MissingError, ModelError, TrtkitError, VerificationError  # noqa: E402
 from trtkit.importers import load  # noqa: E402
 from trtkit.model import Model  # noqa: E402
 from trtkit.passes import optimize  # noqa: E402
@@ -249,13 +249,24 @@ def test_the_places_in_networks_of_torchvision(name: str) -> None:
     assert edges(int8) == edges(ptq)
 
 
+def test_a_graph_that_is_not_what_was_trained_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = batches((4,))
+    example = torch.from_numpy(data[0])
+    prepared = qat.prepare(made(lambda: nn.Sequential(nn.Linear(4, 3))), example, data)
+    with torch.no_grad():
+        prepared.get_submodule("0.parametrizations.weight.0").growth -= 1
+    assert qat.export(prepared, example).run(data[0])
+    monkeypatch.setattr(qat, "write_weight", lambda *_: None)
+    with pytest.raises(VerificationError, match=r"'Sequential' is off by \d\d.\d% from the module"):
+        qat.export(prepared, example)
+
+
 def test_layers_to_skip_and_depthwise_ones_stay_in_float() -> None:
     net, data = made(separable), batches((4, 6, 6))
     example = torch.from_numpy(data[0])
     int8 = qat.export(qat.prepare(net, example, data, skip=["5"]), example)
     ptq = quantize(optimize(load(net, example)), data, skip=["node_linear"])
     assert edges(int8) == edges(ptq) and int8.op_counts["QuantizeLinear"] == 1
-    assert int8.origin.precision == "fp32" and int8.origin.run(data[0])
 
 
 def test_a_tensor_with_two_names_has_one_step() -> None:
@@ -271,6 +282,21 @@ def test_a_tensor_with_two_names_has_one_step() -> None:
     prepared = qat.prepare(made(Views), torch.from_numpy(data[0]), data)
     assert len([part for part in prepared.modules() if isinstance(part, FakeQuant) and not part.weight]) == 1
     assert qat.export(prepared, torch.from_numpy(data[0])).op_counts["QuantizeLinear"] == 1
+
+
+def test_tied_weights_have_one_step() -> None:
+    net, data = made(Tokens), batches((7, 16))
+    net.wide, net.narrow = nn.Linear(16, 16), nn.Linear(16, 16)
+    net.narrow.weight = net.wide.weight
+    example = torch.from_numpy(data[0])
+    prepared = qat.prepare(net, example, data)
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=0.02)
+    (prepared(example) ** 2).mean().backward()
+    optimizer.step()
+    int8 = qat.export(prepared, example)
+    assert len([part for part in prepared.modules() if isinstance(part, FakeQuant) and part.weight]) == 1
+    assert int8.op_counts["DequantizeLinear"] == 3  # two activations and the weight
+    assert np.abs(exact(int8, data[0]) - prepared.eval()(example).detach().numpy()).max() < 0.02
 
 
 def test_a_layer_that_is_called_twice_has_one_weight() -> None:
@@ -307,7 +333,7 @@ def test_tensorrt_convolves_in_int8_what_was_trained() -> None:
     int8 = qat.export(qat.prepare(net, example, data), example)
     ptq = quantize(optimize(load(net, example)), data)
     mine, theirs = (build(model, {"x": (8, 3, 12, 12)}, isolate=False) for model in (int8, ptq))
-    assert mine.verification is not None and mine.verification.passed
+    assert mine.verification is not None and mine.verification.passed and int8.origin is int8
     kinds = [[(layer.kind, [tensor.dtype for tensor in layer.inputs]) for layer in e.layers] for e in (mine, theirs)]
     assert kinds[0] == kinds[1]
     convolutions = [dtypes for kind, dtypes in kinds[0] if kind == "correlation"]
@@ -436,6 +462,7 @@ def test_refusals_of_modules() -> None:
     refused(ModelError, "Nothing to quantise in 'Sequential'", nn.Sequential(nn.ReLU()), example, data)
     normed = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 6, 3))
     refused(ModelError, "'0' of Sequential computes its weight", nn.Sequential(normed), example, data)
+    refused(ModelError, "is on meta: prepare module.cpu", copy.deepcopy(net).to("meta"), example, data)
     broken = copy.deepcopy(net)
     broken.b.weight.data[0, 0, 0, 0] = float("nan")
     refused(ModelError, "'b.weight' of Residual holds NaN or infinity", broken, example, data)
@@ -494,4 +521,7 @@ def test_refusals_of_what_cannot_be_followed() -> None:
     refused(ModelError, "computes something else. Does it change a tensor in place", made(InPlace), example, data)
     refused(ModelError, r"weights of \['.*'\] are in no nn.Conv.*F.linear", made(Functional), example, data)
     refused(ModelError, r"quantize would treat \['linear'\] in another way", made(Borrowed), example, data)
+    reflect = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"))
+    image = torch.rand(2, 3, 6, 6)
+    refused(ModelError, "in another way than this module does", reflect, image, [image.numpy()])
     refused(ModelError, "are in no nn.Conv.*MultiheadAttention", made(Attention), example[:, None], batches((3, 4)))

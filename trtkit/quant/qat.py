@@ -10,20 +10,34 @@ the very numbers of post-training quantisation; `export` lets `quantize` write w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import copy
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from trtkit.errors import ModelError
+import numpy as np
+
+from trtkit.errors import ModelError, VerificationError
 from trtkit.graph.taps import Batch
 from trtkit.model import Model
 from trtkit.quant.calibrate import DEFAULT_METHOD, INT8_MAX, Calibration, calibrate
 from trtkit.quant.data import CalibrationProgress
 from trtkit.quant.fake_quant import FakeQuant, Left, fx, nn, torch
 from trtkit.quant.qat_graph import Places, check_places, float_model, write_weight
-from trtkit.quant.qat_trace import LAYERS, check_same, is_a, is_depthwise, round_activations, trace, weight_quantizer
+from trtkit.quant.qat_trace import (
+    LAYERS,
+    call,
+    check_same,
+    is_a,
+    is_depthwise,
+    round_activations,
+    trace,
+    weight_quantizer,
+)
 from trtkit.quant.qdq import quantize
 
 __all__ = ["FakeQuant", "export", "prepare"]
+
+_TIPPED = 0.1  # relative error: of small outputs a single value on the edge between two steps moves some percent
 
 
 def prepare(
@@ -86,9 +100,14 @@ def prepare(
     if not chosen:
         raise ModelError(f"Nothing to quantise in {traced._get_name()!r}: of nn.Conv*, nn.ConvTranspose* and nn.Linear "
                          f"it has {list(layers) or 'none'}, and skip and depthwise leave no one.")  # fmt: skip
+    rounding: dict[Any, nn.Module] = {}  # by weight: what is tied stays so
     for name, layer in layers.items():
-        rounding = weight_quantizer(layer, weight_bits, per_channel, learn_steps) if name in chosen else Left()
-        torch.nn.utils.parametrize.register_parametrization(layer, "weight", rounding)
+        weight = layer.weight
+        if name not in chosen:
+            rounding[weight] = Left()
+        elif not isinstance(rounding.get(weight), FakeQuant):
+            rounding[weight] = weight_quantizer(layer, weight_bits, per_channel, learn_steps)
+        torch.nn.utils.parametrize.register_parametrization(layer, "weight", rounding[weight])
     round_activations(traced, chosen, learn_steps)
     check_same(module, traced, example)
     model, places = float_model(traced, example)
@@ -110,10 +129,12 @@ def export(module: nn.Module, example: Any, *, name: str | None = None) -> Model
 
     Returns:
         An INT8 model. It gives what the module gives in eval mode, but for values on the edge between two steps, which
-        the last bit of a sum can tip to either side. Its `origin` is the float model with the weights as trained.
+        the last bit of a sum can tip to either side. It is its own `origin`: the network in float, which engines are
+        otherwise compared with, is not what was trained.
 
     Raises:
         ModelError: the module was not prepared, a weight or step is NaN or infinite, or it cannot be exported.
+        VerificationError: on the example, the model and the module differ by more than a few values tipped over.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     >>> int8 = export(prepare(net, torch.zeros(2, 4), [torch.eye(4).numpy()]), torch.zeros(2, 4))
@@ -136,13 +157,29 @@ def export(module: nn.Module, example: Any, *, name: str | None = None) -> Model
     for node in model.ir.graph:
         if node.name in places.weights:
             write_weight(node, int8.ir.graph.node(node.name), _fake(module, places.weights[node.name]))
-    return int8
+    trained = Model(int8.ir, int8.name, history=int8.history, precision="int8")
+    _verify(module, trained, example)
+    return trained
 
 
 def _fake(module: nn.Module, name: str) -> FakeQuant:
     found = module.get_submodule(name)
     assert isinstance(found, FakeQuant)
     return found
+
+
+def _verify(module: nn.Module, model: Model, example: Any) -> None:
+    """Raise VerificationError unless the graph, as it is written, gives what the module gives for the example."""
+    wanted = call(copy.deepcopy(module).cpu().eval(), example)
+    given = example if isinstance(example, (Mapping, tuple, list)) else [example]
+    named = given if isinstance(given, Mapping) else dict(zip((info.name for info in model.inputs), given, strict=True))
+    got = model.open_reference(exact=True).run({key: np.asarray(value) for key, value in named.items()})
+    floats = [array for array in got.values() if array.dtype.kind == "f"]
+    for want, have in zip(wanted, floats, strict=True):
+        error = np.linalg.norm(have - want.numpy()) / max(float(want.norm()), float(np.finfo(np.float32).tiny))
+        if not error <= _TIPPED:
+            raise VerificationError(f"The graph of {model.name!r} is off by {error:.1%} from the module that was "
+                                    "trained. Does `forward` depend on the batch, or on chance?")  # fmt: skip
 
 
 def _share(traced: fx.GraphModule, places: Places) -> None:

@@ -14,6 +14,7 @@ from trtkit.passes import optimize
 from trtkit.passes.common import array, remove, replace, working_copy
 from trtkit.passes.constant_folding import FoldConstants
 from trtkit.passes.dead_code import RemoveDeadCode
+from trtkit.passes.dedup import ShareInitializers
 from trtkit.quant.calibrate import Calibration
 from trtkit.quant.fake_quant import DOMAIN, FakeQuant, Left, nn
 from trtkit.quant.qdq import INT8_CODES, channel_axis, quantize, quantize_report
@@ -54,8 +55,8 @@ def float_model(module: nn.Module, example: Any, name: str | None = None) -> tup
         replace(node.outputs[0], value)
         remove(node)
     graph.opset_imports.pop(DOMAIN, None)
-    FoldConstants()(graph)  # the transposition of a matrix, which a mark stood before
-    RemoveDeadCode()(graph)
+    for step in (FoldConstants(), ShareInitializers(), RemoveDeadCode()):
+        step(graph)  # a linear layer's weight is transposed behind its mark, for each layer that it is tied to
     return Model(graph, optimized.name, history=optimized.history), places
 
 

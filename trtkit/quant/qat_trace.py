@@ -57,6 +57,8 @@ def _check_module(module: nn.Module) -> None:
                 "weight itself: call torch.nn.utils.parametrize.remove_parametrizations on it first."
             )
     for path, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.device.type != "cpu":
+            raise ModelError(f"{path!r} of {name} is on {tensor.device}: prepare module.cpu(), then train it anywhere.")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ModelError(f"{path!r} of {name} is {tensor.dtype}; train the float32 module: module.float().")
         if not torch.isfinite(tensor).all():
@@ -80,7 +82,6 @@ def _fold(traced: fx.GraphModule, norm: fx.Node) -> bool:
         return False
     layer, part = traced.get_submodule(str(before.target)), traced.get_submodule(str(norm.target))
     assert isinstance(layer, LAYERS) and isinstance(part, nn.modules.batchnorm._BatchNorm)
-    transposed = isinstance(layer, TRANSPOSED)
     if part.running_mean is None or (isinstance(layer, TRANSPOSED) and layer.groups > 1):
         return False
     folded: nn.Module
@@ -89,7 +90,7 @@ def _fold(traced: fx.GraphModule, norm: fx.Node) -> bool:
             return False
         folded = torch.nn.utils.fusion.fuse_linear_bn_eval(layer, part)
     else:
-        folded = torch.nn.utils.fusion.fuse_conv_bn_eval(layer, part, transposed)
+        folded = torch.nn.utils.fusion.fuse_conv_bn_eval(layer, part, isinstance(layer, TRANSPOSED))
     traced.set_submodule(str(before.target), folded)
     return True
 
@@ -138,11 +139,9 @@ def _residual_branches(traced: fx.GraphModule, chosen: list[fx.Node]) -> list[tu
 def check_same(module: nn.Module, traced: fx.GraphModule, example: Any) -> None:
     """Raise ModelError if rewriting has changed what the module computes, as it does where it works in place."""
     fakes = [part for part in traced.modules() if isinstance(part, FakeQuant)]
-    results = []
-    for part in (copy.deepcopy(module).eval(), traced):
-        for fake in fakes:
-            fake.enabled = False
-        results.append(_call(part, example))
+    for fake in fakes:
+        fake.enabled = False
+    results = [call(part, example) for part in (copy.deepcopy(module).eval(), traced)]
     for fake in fakes:
         fake.enabled = True
     for want, got in zip(*results, strict=True):
@@ -154,7 +153,7 @@ def check_same(module: nn.Module, traced: fx.GraphModule, example: Any) -> None:
             )
 
 
-def _call(module: nn.Module, example: Any) -> list[torch.Tensor]:
+def call(module: nn.Module, example: Any) -> list[torch.Tensor]:
     """All outputs for the example inputs, which stay as they are."""
     given = copy.deepcopy(example)
     try:
