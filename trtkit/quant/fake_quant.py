@@ -28,10 +28,10 @@ class FakeQuant(nn.Module):
 
     What is learned is `growth`: s = calibrated * exp(growth), as Jain et al. 2020 (Trained Quantization Thresholds)
     train a logarithm. LSQ trains s itself, and multiplies its gradient by 1 / sqrt(N * highest) lest steps move faster,
-    for their size, than weights; with the small steps of INT8 that diverges all the same unless the learning rate is
-    tiny. The logarithm's gradient, s * dL/ds, does not depend on how large s is and needs no factor. And s stays
-    positive; Adam, which moves every parameter by about its learning rate, changes s by that fraction of itself;
-    weight decay pulls s to where calibration put it.
+    for their size, than weights; with the small steps of INT8 one update of SGD at a rate of 0.02 was still seen to
+    change s by as much as s. The logarithm's gradient, s * dL/ds, does not depend on how large s is and needs no
+    factor. And s stays positive; Adam, which moves every parameter by about its learning rate, changes s by that
+    fraction of itself; weight decay pulls s to where calibration put it.
 
     Args:
         step: the step to start from, positive: one number, or (C,) for one for each entry of `axis`.
