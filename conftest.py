@@ -1,5 +1,7 @@
-"""Which modules' examples can be run here: those that need a GPU's packages only where these are installed."""
+"""Which modules' examples can be run here: those that need a GPU's packages or PyTorch only where these are."""
 
 from importlib.util import find_spec
 
 collect_ignore = [] if find_spec("pycuda") and find_spec("cuda") else ["trtkit/engine/gpu.py"]
+if not find_spec("torch"):
+    collect_ignore += [f"trtkit/quant/{name}.py" for name in ("fake_quant", "qat", "qat_graph", "qat_trace")]
