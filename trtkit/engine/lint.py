@@ -27,7 +27,7 @@ FUSED, FOLDED, MERGED, ALONE, IN_PASSING = "fused", "folded", "merged", "alone",
 AT_INPUT = "it reads the graph's input: no kernel runs before it"
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 # What generated kernels call operators that move numbers and compute nothing.
-_MOVING = {"Move", "Tran", "Resh", "Cast", "Conc", "Pad", "Slic"}
+_MOVING = {"Reformat", "Move", "Tran", "Resh", "Cast", "Conc", "Pad", "Slic"}
 _SHOWN = 4  # places of one rule in the printed report; `findings` has them all
 
 # rule -> why the engine is so, and how to mend it; the rules on the graph alone are `trtkit.quant.lint.RULES`
@@ -155,13 +155,15 @@ class Lint:
     def _findings(self) -> Iterator[str]:
         for rule in dict.fromkeys(finding.rule for finding in self.findings):
             places = [finding for finding in self.findings if finding.rule == rule]
-            why, mend = (RULES[rule].why, RULES[rule].mend) if rule in RULES else ENGINE_RULES[rule]
+            requires, why, mend = RULES[rule][2:5] if rule in RULES else ("", *ENGINE_RULES[rule])
             for level in dict.fromkeys(finding.level for finding in places):
                 here = [finding for finding in places if finding.level == level]
                 yield f"{level}: {rule} ({len(here)})"
                 yield from (f"    {finding.node}: {finding.what}" for finding in here[:_SHOWN])
                 if len(here) > _SHOWN:
                     yield f"    and {len(here) - _SHOWN} more"
+            if requires:
+                yield f"  requires: {requires}"
             yield f"  why: {why}"
             yield f"  mend: {mend}"
 
@@ -188,6 +190,7 @@ def lint(model: Model, engine: Engine | None = None) -> Lint:
     g: 0 quantised products; 1 costly
     costly: one-sided (1)
         MatMul_3: its activation is 8-bit codes, its weight is float
+      requires: Both factors of a Conv, Gemm or MatMul are quantised, or neither.
       why: The kernels that multiply 8-bit codes take two of them. With one, it is dequantised and the product is float.
       mend: Put the missing pair (activation) or DequantizeLinear (weight) in, or take the other one away.
     """
@@ -231,11 +234,11 @@ class _Told:
             return Product(name, node.op_type, expected, "", "", "", (0, 0))
         layer = self.fusion.kernels[index]
         reads, writes = ([tensor.dtype for tensor in side] for side in (layer.inputs, layer.outputs))
-        # a generated kernel may read a residual or a bias in float beside the codes; a library's reads both factors
+        # a library's kernel reads its factors first; a generated one that multiplies before the product dequantises
         codes = [dtype for dtype in reads if dtype in CODES]
-        whole = bool(codes) and (layer.kind == "kgen" or len(codes) == len(reads))
-        found = codes[0] if whole else next((dtype for dtype in reads if dtype not in CODES), "")
-        channels = _channels(node, layer) if whole and node.op_type == "Conv" else (0, 0)
+        whole = "Mul" not in re.split("Fc|Corr|Gemm", layer.ops)[0] if _generated(layer) else codes[:1] == reads[:1]
+        found = codes[0] if codes and whole else next((dtype for dtype in reads if dtype not in CODES), "Float")
+        channels = _channels(node, layer) if found in CODES and node.op_type == "Conv" else (0, 0)
         return Product(name, node.op_type, expected, found, ", ".join(dict.fromkeys(writes)), layer.name, channels)
 
     def lost(self, products: Sequence[Product]) -> Iterator[Finding]:
@@ -243,8 +246,9 @@ class _Told:
         for product in products:
             node = self.by_name[product.node]
             if not product.ok:
-                is_so = f"its kernel {product.kernel} reads {product.found}" if product.kernel else "no kernel names it"
-                what = f"{product.expected} expected; {is_so}{self._because(node)}"
+                reads = f"its kernel {product.kernel} reads {product.found}"
+                reason = reads if product.kernel else self.given[product.node].reason
+                what = f"{product.expected} expected; {reason}{self._because(node)}"
                 yield Finding("not-8-bit", COSTLY, product.node, what)
             elif product.writes not in CODES and self.graph.precedes_q(node.outputs[0]):
                 what = f"its kernel {product.kernel} reads {product.found} and writes {product.writes}"
@@ -268,22 +272,25 @@ class _Told:
     def account(self, node: ir.Node) -> Account:
         name = node.name or ""
         layers = self.naming.get(name, [])
+        if constant_of(node) is not None and (node.op_type == "QuantizeLinear" or not layers):
+            return Account(name, node.op_type, FOLDED, "", "computed while building: it works on a constant")
         if not layers:
-            given = self.given[name]
-            state = FOLDED if given.kind == "folded" or constant_of(node) is not None else MERGED
-            return Account(name, node.op_type, state, "", given.reason)
+            return Account(name, node.op_type, MERGED, "", self.given[name].reason)
         if node.op_type == "QuantizeLinear" and self._stays_inside(node, layers):
             why = "all that dequantises its codes is in the same kernel"
             return Account(name, node.op_type, IN_PASSING, layers[0].name, why)
         alone = [layer for layer in layers if not any(self._computes(other) for other in layer.onnx_nodes)]
         if alone:
             return Account(name, node.op_type, ALONE, alone[0].name, self._why_alone(node))
-        best = max(layers, key=lambda layer: layer.kind != "kgen")
+        best = min(layers, key=_generated)
         others = ", ".join(other for other in best.onnx_nodes if self._computes(other))
         return Account(name, node.op_type, FUSED, best.name, f"with {others}")
 
     def _computes(self, name: str) -> bool:
         return name in self.by_name and self.by_name[name].op_type not in _QDQ
+
+    def _moves(self, name: str) -> bool:
+        return self._computes(name) and self.by_name[name] not in self.graph.products
 
     def _stays_inside(self, q: ir.Node, layers: Sequence[Layer]) -> bool:
         readers = [node for node, _ in q.outputs[0].uses()]
@@ -300,19 +307,20 @@ class _Told:
         if self.graph.quantized(maker):
             return f"{maker.name} writes float, see float-result; this kernel rescales and rounds it"
         layers = self.naming.get(maker.name or "", [])
-        fixed = next((layer for layer in layers if layer.kind != "kgen"), None)
+        fixed = next((layer for layer in layers if not _generated(layer)), None)
         return f"{fixed.name} ({fixed.kind}), which computes {maker.name}, takes no rounding along" if fixed else ""
 
     def unfused(self, accounts: Sequence[Account]) -> Iterator[Finding]:
         for account in accounts:
-            if account.state == IN_PASSING:
-                yield Finding("in-passing", EXPLAINED, account.node, f"in {account.kernel}: {account.why}")
-            elif account.state == ALONE and account.why != AT_INPUT:  # a finding on the graph says it
-                node = self.by_name[account.node]
-                because = self._because(node) or next(filter(None, map(self._because, _readers(node))), "")
-                why = account.why or because.removeprefix("; ") or "nothing explains it"
-                level = EXPLAINED if account.why else COSTLY
-                yield Finding("own-kernel", level, account.node, f"{account.kernel}: {why}")
+            if account.state not in (ALONE, IN_PASSING) or account.why == AT_INPUT:  # that a finding on the graph says
+                continue
+            node = self.by_name[account.node]
+            near = [node, *_readers(node), *(after for reader in _readers(node) for after in _readers(reader))]
+            because = next(filter(None, map(self._because, near)), "")
+            rule = "own-kernel" if account.state == ALONE else "in-passing"
+            why = account.why or ("" if because else "nothing explains it")
+            level = COSTLY if because or not account.why else EXPLAINED
+            yield Finding(rule, level, account.node, f"{account.kernel}{': ' if why else ''}{why}{because}")
 
     def reformats(self) -> Iterator[Finding]:
         """Kernels that only move numbers, between others."""
@@ -321,16 +329,21 @@ class _Told:
         for layer in self.fusion.kernels:
             words = re.findall("[A-Z][a-z]+", layer.ops)
             types = {tensor.dtype for tensor in (*layer.inputs, *layer.outputs)}
-            if layer.kind != "kgen" or not words or not set(words) <= _MOVING or not types & set(CODES):
+            if not words or not set(words) <= _MOVING or not types & set(CODES):
                 continue
             before = [makers[tensor.name] for tensor in layer.inputs if tensor.name in makers]
             after = [read[tensor.name] for tensor in layer.outputs if tensor.name in read]
             if not before or not after:
                 continue  # at an end of the graph, where the caller's layout counts
-            wanted = [name for name in layer.onnx_nodes if self._computes(name)]
+            wanted = [name for name in layer.onnx_nodes if self._moves(name)]
             what = f"{layer.name} ({layer.ops}) between {before[0].name} and {after[0].name}"
             reason = f"; the graph asks for it: {', '.join(wanted)}" if wanted else "; nothing in the graph asks for it"
             yield Finding("reformat", EXPLAINED if wanted else COSTLY, (wanted or [layer.name])[0], what + reason)
+
+
+def _generated(layer: Layer) -> bool:
+    """Whether TensorRT wrote a kernel for this layer alone; others come from its library."""
+    return layer.kind == "kgen" or layer.ops != layer.kind
 
 
 def _readers(node: ir.Node) -> list[ir.Node]:

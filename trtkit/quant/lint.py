@@ -199,20 +199,34 @@ def _activation_axis(graph: QuantizedGraph) -> Iterator[tuple[ir.Node, str]]:
     "trtkit.quantize(..., per_channel=True), the default.",
 )  # fmt: skip
 def _per_tensor_weight(graph: QuantizedGraph) -> Iterator[tuple[ir.Node, str]]:
+    for node, shape, scales, _ in _weights(graph):
+        channels = shape[channel_axis(node, len(shape))]
+        if scales == 1 < channels:
+            yield node, f"its {channels} output channels share one scale"
+
+
+@_rule(
+    "weight-axis", COSTLY,
+    "The scales of a weight lie along its output channels: axis 0 of a Conv, the last of a MatMul.",
+    "Any others stand inside the sum, so that the weight is dequantised in each run and the product is float.",
+    "Set the DequantizeLinear's axis; trtkit.quantize does.",
+)  # fmt: skip
+def _weight_axis(graph: QuantizedGraph) -> Iterator[tuple[ir.Node, str]]:
+    for node, shape, scales, axis in _weights(graph):
+        right = channel_axis(node, len(shape))
+        if scales > 1 and axis % len(shape) != right:
+            yield node, f"its scales lie along axis {axis}, its output channels along axis {right}"
+
+
+def _weights(graph: QuantizedGraph) -> Iterator[tuple[ir.Node, tuple[int, ...], int, int]]:
+    """Products with the shape of their weight, how many scales it has, and along which axis."""
     for node in filter(graph.quantized, graph.products):
         dq = node.inputs[1].producer() if node.inputs[1] is not None else None
-        weight, scale = (constant_of(dq), array(dq.inputs[1])) if dq in graph.dq and dq is not None else (None, None)
-        if weight is None or scale is None or len(weight.shape) < 2:
-            continue  # computed, or turned before the product reads it
-        shape = weight.shape.numpy()
-        axis = channel_axis(node, len(shape))
-        if scale.size == 1 and shape[axis] > 1:
-            yield node, f"its {shape[axis]} output channels share one scale"
-        elif scale.size > 1 and dq is not None and dq.attributes.get_int("axis", 1) % len(shape) != axis:
-            yield (
-                node,
-                f"its scales lie along axis {dq.attributes.get_int('axis', 1)}, its output channels along {axis}",
-            )
+        if dq is None or dq.op_type != "DequantizeLinear":
+            continue  # turned before the product reads it
+        weight, scale = constant_of(dq), array(dq.inputs[1])
+        if weight is not None and scale is not None and len(weight.shape) > 1:
+            yield node, tuple(weight.shape.numpy()), scale.size, dq.attributes.get_int("axis", 1)
 
 
 @_rule(

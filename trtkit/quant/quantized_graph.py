@@ -34,6 +34,7 @@ class QuantizedGraph:
         if not self.dq and not any(node.op_type in INTEGER_OPERATORS for node in self.nodes):
             raise ModelError(f"{model.name!r} has no QuantizeLinear and DequantizeLinear to look at: it is in "
                              f"{model.precision}. Quantise it first: trtkit.quantize(model, data).")  # fmt: skip
+        self._sources: dict[ir.Value, ir.Node | None] = {}
         self.products = [node for node in self.nodes if node.op_type in QUANTIZABLE]
 
     def quantized(self, node: ir.Node | None) -> bool:
@@ -45,12 +46,16 @@ class QuantizedGraph:
     def source(self, value: ir.Value | None) -> ir.Node | None:
         """The DequantizeLinear of 8-bit codes that a value comes from, past operators that only hand numbers on."""
         node = value.producer() if value is not None else None
-        while node is not None and node.op_type in PASSING and node.domain == "":
-            if node.op_type == "Concat" and any(self.source(each) is None for each in node.inputs):
-                return None
-            node = node.inputs[0].producer() if node.inputs[0] is not None else None
-        is_dq = node is not None and node.op_type == "DequantizeLinear" and code_type(node) in EIGHT_BITS
-        return node if is_dq else None
+        if value is None or node is None or node.domain != "":
+            return None
+        if value not in self._sources:
+            if node.op_type in PASSING:
+                found = [self.source(each) for each in (node.inputs if node.op_type == "Concat" else node.inputs[:1])]
+                self._sources[value] = found[0] if None not in found else None
+            else:
+                is_dq = node.op_type == "DequantizeLinear" and code_type(node) in EIGHT_BITS
+                self._sources[value] = node if is_dq else None
+        return self._sources[value]
 
     def readers(self, value: ir.Value) -> Iterator[tuple[ir.Node | None, int]]:
         """Who reads a value and where, past operators that only hand numbers on; None is whoever runs the graph."""
@@ -72,16 +77,20 @@ class QuantizedGraph:
         return any(node.op_type == "QuantizeLinear" for node in _behind(value, back=False))
 
 
-def code_type(dq: ir.Node) -> ir.DataType | None:
-    """The type of the codes that a DequantizeLinear reads, or that a QuantizeLinear writes."""
-    value = dq.inputs[0] if dq.op_type == "DequantizeLinear" else dq.outputs[0]
-    if value is None or value.dtype is not None:
-        return None if value is None else value.dtype
-    zero = dq.inputs[2] if len(dq.inputs) > 2 else None
-    if zero is not None:
-        return zero.dtype or (tensor.dtype if (tensor := constant(zero)) is not None else None)
+def code_type(node: ir.Node) -> ir.DataType | None:
+    """The type of the codes that a DequantizeLinear reads, or that a QuantizeLinear writes; None where nothing says."""
+    codes = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
+    stated = _type(codes) or (_type(node.inputs[2]) if len(node.inputs) > 2 else None)
+    if stated is not None:
+        return stated
+    if node.op_type == "QuantizeLinear":
+        return ir.DataType(node.attributes.get_int("output_dtype", 0) or ir.DataType.UINT8)
+    return code_type(q) if (q := quantizer(node)) is not None else None
+
+
+def _type(value: ir.Value | None) -> ir.DataType | None:
     tensor = constant(value)
-    return tensor.dtype if tensor is not None else ir.DataType.UINT8
+    return tensor.dtype if tensor is not None else value.dtype if value is not None else None
 
 
 def constant_of(node: ir.Node) -> ir.TensorProtocol | None:
@@ -105,6 +114,7 @@ def origin(value: ir.Value | None) -> ir.Node | None:
 
 
 def same_scale(one: ir.Node, other: ir.Node) -> bool:
+    """Whether two Q or DQ have the same scale."""
     first, second = array(one.inputs[1]), array(other.inputs[1])
     if first is None or second is None:
         return one.inputs[1] is other.inputs[1]
@@ -112,6 +122,7 @@ def same_scale(one: ir.Node, other: ir.Node) -> bool:
 
 
 def name_of(value: ir.Value | None) -> str:
+    """A value's name for a message."""
     return (value.name or "") if value is not None else ""
 
 
