@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -36,9 +37,13 @@ def weight(name: str, scale: str = "sw", zero: str = "zw", axis: int = 0) -> str
     return f"[DQ_{name}] {name} = DequantizeLinear <axis = {axis}> ({name}_codes, {scale}, {zero}) "
 
 
+def fp8(*shape: int) -> np.ndarray:
+    return np.ones(shape, ml_dtypes.float8_e4m3fn)
+
+
 def net(nodes: str, x: str = "float[2, 32, 8, 8] x", y: str = "float[2, 32, h, 8] y") -> Model:
     """A network with the constants that the cases name: scales s, other, sw (per channel), codes and float weights."""
-    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 20]> g ({x}) => ({y}) {{{nodes}}}')
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> g ({x}) => ({y}) {{{nodes}}}')
     rng = np.random.default_rng(0)
     given: dict[str, np.ndarray] = {
         "s": np.array(0.05, np.float32), "other": np.array(0.07, np.float32), "minus": np.array(-0.05, np.float32),
@@ -48,6 +53,7 @@ def net(nodes: str, x: str = "float[2, 32, 8, 8] x", y: str = "float[2, 32, h, 8
         "eye": np.eye(32, dtype=np.float32),
         "m_codes": rng.integers(-127, 127, (32, 32)).astype(np.int8), "f": rng.normal(size=WEIGHT).astype(np.float32),
         "w_codes": rng.integers(-127, 127, WEIGHT).astype(np.int8),
+        "w_fp8": fp8(32, 32, 7, 7), "v_fp8": fp8(*WEIGHT), "zw8": fp8(32) * 0, "z8": fp8() * 0,
         "v_codes": rng.integers(-127, 127, WEIGHT).astype(np.int8),
     }  # fmt: skip
     read = {name for node in proto.graph.node for name in node.input}
@@ -57,6 +63,7 @@ def net(nodes: str, x: str = "float[2, 32, 8, 8] x", y: str = "float[2, 32, h, 8
 
 BEGIN = "[relu] r = Relu(x) " + qdq("r", "a") + weight("w")  # 8-bit a and w
 CONV = f"[conv] c = Conv {PADS} (a, w) "
+BEGIN8 = "[relu] r = Relu(x) " + qdq("r", "a", zero="z8") + "w = DequantizeLinear <axis = 0> (w_fp8, sw, zw8) "  # FP8
 END = weight("v") + f"[last] y = Conv {PADS} (e, v)"  # of 8-bit e
 
 # rule -> the graph that breaks it, the node it is about, the graph mended
@@ -78,6 +85,10 @@ CASES: dict[str, tuple[str, str, str]] = {
                           + f"[conv] y = Conv {PADS} (a, w)", "conv", BEGIN + f"y = Conv {PADS} (a, w)"),
     "weight-axis": ("r = Relu(x) " + qdq("r", "a") + weight("w", axis=1) + f"[conv] y = Conv {PADS} (a, w)", "conv",
                     BEGIN + f"y = Conv {PADS} (a, w)"),
+    "conv-transpose": ("r = Relu(x) " + qdq("r", "a") + weight("w", axis=1) + "[conv] y = ConvTranspose(a, w)", "conv",
+                       BEGIN + f"y = Conv {PADS} (a, w)"),
+    "fp8-taps": (BEGIN8 + "[conv] y = Conv <pads = [3, 3, 3, 3]> (a, w)", "conv",
+                 BEGIN8.replace("w_fp8", "v_fp8") + f"y = Conv {PADS} (a, w)"),
     "float-reader": (BEGIN + CONV + qdq("c", "d") + "m = Softmax <axis = 1> (d) " + qdq("m", "e") + END, "DQ_d",
                      BEGIN + CONV + "m = Softmax <axis = 1> (c) " + qdq("m", "e") + END),
     "residual": (BEGIN + CONV + "[sum] t = Add(c, r) " + qdq("t", "e") + END, "sum",
@@ -96,6 +107,9 @@ CASES: dict[str, tuple[str, str, str]] = {
     "float-island": (BEGIN + CONV + f"[island] d = Conv {PADS} (c, f) " + qdq("d", "e") + END, "island",
                      BEGIN + CONV + "d = Relu(c) " + qdq("d", "e") + END),
 }  # fmt: skip
+
+
+FLOAT_PRODUCTS = ("activation-axis", "concat", "weight-axis", "conv-transpose", "fp8-taps")
 
 
 def found(nodes: str, rule: str) -> list[str]:
@@ -124,7 +138,7 @@ def test_tensorrt_refuses_what_a_rule_says_it_refuses(rule: str) -> None:
         build(net(CASES[rule][0]), SHAPES, verify=False)
 
 
-@pytest.mark.parametrize("rule", ["activation-axis", "concat", "weight-axis"])
+@pytest.mark.parametrize("rule", FLOAT_PRODUCTS)
 def test_products_that_a_rule_says_are_float_are_float(rule: str) -> None:
     pytest.importorskip("tensorrt_rtx")
     nodes, node, mended_nodes = CASES[rule]
@@ -186,7 +200,6 @@ def test_other_faults_of_codes_and_scales() -> None:
 
 def test_weights_alone_are_no_fault() -> None:
     proto = net("y = MatMul(x, eye)", "float[n, 4, 8, 32] x", "float[n, 4, 8, 32] y").to_proto()
-    proto.opset_import[0].version = 21
     assert check(trtkit.quantize_weights(load(proto), block=32)) == ()
     assert check(trtkit.quantize_weights(load(proto), block=32, bits=8)) == ()
 
@@ -212,6 +225,7 @@ def network(name: str, dtype: str) -> tuple[Model, tuple[int, ...]]:
 @pytest.mark.parametrize(("name", "dtype", "expected", "explained"), [
     ("resnet18", "int8", [("Conv", "Int8", 20, 20), ("Gemm", "Int8", 1, 1)],
      {"graph-input": 1, "padded": 1, "float-result": 19, "in-passing": 3}),
+    ("resnet18", "fp8", [("Conv", "FP8", 19, 19), ("Gemm", "FP8", 1, 1)], {"float-result": 18, "in-passing": 3, "own-kernel": 1}),
     ("mobilenet_v2", "int8", [("Conv", "Int8", 35, 35), ("Gemm", "Int8", 1, 1)],
      {"graph-input": 1, "padded": 1, "float-island": 17, "float-result": 17, "own-kernel": 17}),
     ("encoder", "int8", [("MatMul", "Int8", 6, 6)], {"graph-input": 1, "float-island": 2, "float-result": 1}),

@@ -34,7 +34,9 @@ _SHOWN = 4  # places of one rule in the printed report; `findings` has them all
 ENGINE_RULES = {
     "not-8-bit": (
         "A product whose factors are both quantised is computed in float.",
-        "Mend what is named: TensorRT needs one scale for an activation, one for each output channel of a weight.",
+        "Mend what is named. Where nothing is, the result may be taken apart, as into queries, keys and values: "
+        "TensorRT-RTX then reorders the weight, and dequantises it if it has a scale for each channel. One scale "
+        "(per_channel=False) or a product for each part keeps such a one in 8 bits.",
     ),
     "own-kernel": (
         "A Q or DQ that no other kernel takes along reads and writes the whole tensor once more.",
@@ -234,9 +236,12 @@ class _Told:
             return Product(name, node.op_type, expected, "", "", "", (0, 0))
         layer = self.fusion.kernels[index]
         reads, writes = ([tensor.dtype for tensor in side] for side in (layer.inputs, layer.outputs))
-        # a library's kernel reads its factors first; a generated one that multiplies before the product dequantises
-        codes = [dtype for dtype in reads if dtype in CODES]
-        whole = "Mul" not in re.split("Fc|Corr|Gemm", layer.ops)[0] if _generated(layer) else codes[:1] == reads[:1]
+        # a library's kernel reads its factors first; a generated one that multiplies before the product dequantises,
+        # unless it has the Q inside, which ends with rounding and a cast
+        before = re.split("Fc|Corr|Gemm", layer.ops)[0]
+        codes = ["Int8"] if before.endswith("RounCast") else [dtype for dtype in reads if dtype in CODES]
+        inside = "Mul" not in before or before.endswith("RounCast")
+        whole = inside if _generated(layer) else codes[:1] == reads[:1]
         found = codes[0] if codes and whole else next((dtype for dtype in reads if dtype not in CODES), "Float")
         channels = _channels(node, layer) if found in CODES and node.op_type == "Conv" else (0, 0)
         return Product(name, node.op_type, expected, found, ", ".join(dict.fromkeys(writes)), layer.name, channels)
@@ -248,7 +253,7 @@ class _Told:
             if not product.ok:
                 reads = f"its kernel {product.kernel} reads {product.found}"
                 reason = reads if product.kernel else self.given[product.node].reason
-                what = f"{product.expected} expected; {reason}{self._because(node)}"
+                what = f"{product.expected} expected; {reason}{self._because(node) or self._dequantised(node)}"
                 yield Finding("not-8-bit", COSTLY, product.node, what)
             elif product.writes not in CODES and self.graph.precedes_q(node.outputs[0]):
                 what = f"its kernel {product.kernel} reads {product.found} and writes {product.writes}"
@@ -269,6 +274,13 @@ class _Told:
             near += [m for m in makers if m is not None and m not in near and m.op_type in (*_QDQ, *PASSING)]
         return ""
 
+    def _dequantised(self, node: ir.Node) -> str:
+        """The kernel that dequantises a product's weight, from constants alone, before each run of the product."""
+        dq = self.graph.source(node.inputs[1])
+        layers = self.naming.get(dq.name or "", []) if dq is not None else []
+        kernel = next((layer.name for layer in layers if not layer.inputs), "")
+        return f"; its weight is dequantised in each run by {kernel}" if kernel else ""
+
     def account(self, node: ir.Node) -> Account:
         name = node.name or ""
         layers = self.naming.get(name, [])
@@ -281,7 +293,7 @@ class _Told:
             return Account(name, node.op_type, IN_PASSING, layers[0].name, why)
         alone = [layer for layer in layers if not any(self._computes(other) for other in layer.onnx_nodes)]
         if alone:
-            return Account(name, node.op_type, ALONE, alone[0].name, self._why_alone(node))
+            return Account(name, node.op_type, ALONE, alone[0].name, self._why_alone(node, alone[0]))
         best = min(layers, key=_generated)
         others = ", ".join(other for other in best.onnx_nodes if self._computes(other))
         return Account(name, node.op_type, FUSED, best.name, f"with {others}")
@@ -297,7 +309,7 @@ class _Told:
         inside = [self.naming.get(node.name or "") for node in readers if node.op_type == "DequantizeLinear"]
         return len(layers) == 1 and len(inside) == len(readers) > 0 and all(each == list(layers) for each in inside)
 
-    def _why_alone(self, node: ir.Node) -> str:
+    def _why_alone(self, node: ir.Node, alone: Layer) -> str:
         """Why no kernel can take a Q along; empty when one could, and for a DQ, which its reader could take."""
         if node.op_type == "DequantizeLinear":
             return ""
@@ -308,7 +320,11 @@ class _Told:
             return f"{maker.name} writes float, see float-result; this kernel rescales and rounds it"
         layers = self.naming.get(maker.name or "", [])
         fixed = next((layer for layer in layers if not _generated(layer)), None)
-        return f"{fixed.name} ({fixed.kind}), which computes {maker.name}, takes no rounding along" if fixed else ""
+        if fixed is not None:
+            return f"{fixed.name} ({fixed.kind}), which computes {maker.name}, takes no rounding along"
+        given, wanted = ({tensor.format for tensor in side} for side in (alone.inputs, alone.outputs))
+        turned = f"it also turns {maker.name} from {', '.join(given)} to {', '.join(wanted)}, as its reader needs it"
+        return turned if given and wanted and given.isdisjoint(wanted) else ""
 
     def unfused(self, accounts: Sequence[Account]) -> Iterator[Finding]:
         for account in accounts:
@@ -355,6 +371,6 @@ def _channels(conv: ir.Node, layer: Layer) -> tuple[int, int]:
     dq = origin(weight) if weight is not None else None
     codes = constant_of(dq) if dq is not None else None
     shapes = [tensor.shape for tensor in layer.inputs if tensor.dtype in CODES]
-    if codes is None or len(shapes[0]) < 3:
+    if codes is None or not shapes or len(shapes[0]) < 3:
         return 0, 0
     return int(codes.shape.numpy()[1]) * conv.attributes.get_int("group", 1), shapes[0][1]

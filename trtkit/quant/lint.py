@@ -15,7 +15,7 @@ import onnx_ir as ir
 from trtkit.model import Model
 from trtkit.passes.common import array, constant, is_used, single_use
 from trtkit.passes.groups.common import LIGHT
-from trtkit.quant.qdq import QUANTIZABLE, channel_axis
+from trtkit.quant.qdq import FP8_TAPS, QUANTIZABLE, channel_axis, taps_of
 from trtkit.quant.quantized_graph import (
     EIGHT_BITS,
     INTEGER_OPERATORS,
@@ -227,6 +227,33 @@ def _weights(graph: QuantizedGraph) -> Iterator[tuple[ir.Node, tuple[int, ...], 
         weight, scale = constant_of(dq), array(dq.inputs[1])
         if weight is not None and scale is not None and len(weight.shape) > 1:
             yield node, tuple(weight.shape.numpy()), scale.size, dq.attributes.get_int("axis", 1)
+
+
+@_rule(
+    "conv-transpose", COSTLY,
+    "A ConvTranspose stays float.",
+    "TensorRT-RTX has no 8-bit kernel for it: it dequantises the weight in each run, for a float one.",
+    "Leave it in float, as trtkit.quantize does unless its ops name it.",
+)  # fmt: skip
+def _conv_transpose(graph: QuantizedGraph) -> Iterator[tuple[ir.Node, str]]:
+    for node in filter(graph.quantized, graph.products):
+        if node.op_type == "ConvTranspose":
+            yield node, "both of its factors are quantised"
+
+
+@_rule(
+    "fp8-taps", COSTLY,
+    f"A convolution in FP8 has {FP8_TAPS} kernel positions at most.",
+    "TensorRT-RTX has no FP8 kernel for more, such as 7 x 7: it dequantises the weight in each run, for a float one.",
+    "Leave it in float, as trtkit.quantize does, or quantise it to INT8.",
+)  # fmt: skip
+def _fp8_taps(graph: QuantizedGraph) -> Iterator[tuple[ir.Node, str]]:
+    for node in filter(graph.quantized, graph.products):
+        dq = graph.source(node.inputs[1])
+        weight = constant_of(dq) if dq is not None else None
+        is_fp8 = dq is not None and code_type(dq) in (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
+        if is_fp8 and weight is not None and (taps := taps_of(node, weight)) > FP8_TAPS:
+            yield node, f"its kernel has {taps} positions"
 
 
 @_rule(
