@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -207,7 +208,7 @@ def test_weights_alone_are_no_fault() -> None:
 # --- real networks ---------------------------------------------------------------------------------------------------
 
 
-def network(name: str, dtype: str) -> tuple[Model, tuple[int, ...]]:
+def network(name: str, dtype: str, per_channel: bool = True) -> tuple[Model, tuple[int, ...]]:
     """One of the course's networks, quantised on random data, and the shape of its input."""
     torch = pytest.importorskip("torch")
     if name == "encoder":
@@ -216,16 +217,18 @@ def network(name: str, dtype: str) -> tuple[Model, tuple[int, ...]]:
     else:
         pytest.importorskip("torchvision")
         shape = (2, 3, 224, 224)
-        net = nets.mobilenet_v2() if name == "mobilenet_v2" else nets.classifier(name)
+        made = {"mobilenet_v2": nets.mobilenet_v2, "swin": partial(nets.swin, 1)}
+        net = made.get(name, partial(nets.classifier, name))()
     model = trtkit.optimize(load(net, (torch.zeros(shape),)))
     data = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    return trtkit.quantize(model, [data], "max", dtype=dtype), shape
+    return trtkit.quantize(model, [data], "max", per_channel, dtype=dtype), shape
 
 
 @pytest.mark.parametrize(("name", "dtype", "expected", "explained"), [
     ("resnet18", "int8", [("Conv", "Int8", 20, 20), ("Gemm", "Int8", 1, 1)],
      {"graph-input": 1, "padded": 1, "float-result": 19, "in-passing": 3}),
-    ("resnet18", "fp8", [("Conv", "FP8", 19, 19), ("Gemm", "FP8", 1, 1)], {"float-result": 18, "in-passing": 3, "own-kernel": 1}),
+    ("resnet18", "fp8", [("Conv", "FP8", 19, 19), ("Gemm", "FP8", 1, 1)],
+     {"float-result": 18, "in-passing": 3, "own-kernel": 1}),
     ("mobilenet_v2", "int8", [("Conv", "Int8", 35, 35), ("Gemm", "Int8", 1, 1)],
      {"graph-input": 1, "padded": 1, "float-island": 17, "float-result": 17, "own-kernel": 17}),
     ("encoder", "int8", [("MatMul", "Int8", 6, 6)], {"graph-input": 1, "float-island": 2, "float-result": 1}),
@@ -246,6 +249,19 @@ def test_all_that_quantize_writes_is_8_bit_in_the_engine(
     assert {account.state for account in found.accounts if account.op_type == "DequantizeLinear"} == {"fused"}
     assert all(account.why for account in found.accounts if account.state != "fused")
     assert Counter(finding.rule for finding in found) == explained
+
+
+def test_a_weight_that_tensorrt_reorders_is_found() -> None:
+    """Swin's queries, keys and values are one product, taken apart behind it."""
+    pytest.importorskip("tensorrt_rtx")
+    model, shape = network("swin", "int8")
+    found = lint(model, build(model, {"x": shape}, verify=False))
+    assert len(found.missing) == 2 and ("MatMul", "Int8", 8, 6) in found.counts()
+    assert {finding.rule for finding in found if finding.level != EXPLAINED} == {"not-8-bit"}
+    assert all("dequantised in each run by" in finding.what for finding in found if finding.rule == "not-8-bit")
+    model, shape = network("swin", "int8", per_channel=False)
+    found = lint(model, build(model, {"x": shape}, verify=False))
+    assert found.missing == () and {f.rule for f in found if f.level != EXPLAINED} == {"per-tensor-weight"}
 
 
 # --- engines written by hand -----------------------------------------------------------------------------------------
