@@ -49,7 +49,7 @@ ENGINE_RULES = {
     ),
     "float-result": (
         "The kernel of an 8-bit product writes float numbers; the next one rescales them, adds the bias and rounds. "
-        "TensorRT-RTX 1.7 does so with every product, INT8 or FP8.",
+        "TensorRT-RTX 1.7 did so in every engine looked at, INT8 or FP8.",
         "Nothing in the graph. Behind matrix products trtkit.autocast halves what is written.",
     ),
     "padded": (
