@@ -126,6 +126,32 @@ def test_quantize(folder: Path, data: str) -> None:
     assert counts["QuantizeLinear"] >= 1 and counts["DequantizeLinear"] >= 2
 
 
+def test_lint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("lint", "small.onnx") == 1
+    assert "has no QuantizeLinear" in capsys.readouterr().err
+    assert run("optimize", "small.onnx", "-o", "out.onnx") == 0
+    assert run("quantize", "out.onnx", "--data", "images.npy", "-o", "int8.onnx") == 0
+    capsys.readouterr()
+    assert run("lint", "int8.onnx") == 0
+    assert "1 quantised products; 1 explained" in capsys.readouterr().out
+    proto = onnx.load("int8.onnx")
+    weight = next(node for node in proto.graph.node if node.input[0].startswith("w"))
+    proto.graph.node.remove(weight)
+    dtype = onnx.TensorProto.FLOAT
+    proto.graph.initializer.append(onnx.helper.make_tensor(weight.output[0], dtype, [4, 3, 3, 3], [1.0] * 108))
+    onnx.save(proto, "one-sided.onnx")
+    assert run("lint", "one-sided.onnx") == 1  # there is something to mend
+    assert "costly: one-sided (1)" in capsys.readouterr().out
+
+
+def test_lint_of_an_engine(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    assert run("optimize", "small.onnx", "-o", "out.onnx") == 0
+    assert run("quantize", "out.onnx", "--data", "images.npy", "-o", "int8.onnx") == 0
+    assert run("lint", "int8.onnx", "--engine", "--shapes", "8x3x8x8") == 0
+    assert "Conv: 1 of 1 in Int8" in capsys.readouterr().out
+
+
 def test_build(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorrt_rtx")
     shapes = "1x3x8x8,4x3x8x8,16x3x8x8"  # the only input need not be named

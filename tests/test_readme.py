@@ -69,7 +69,7 @@ def test_python_blocks_run(folder: Path) -> None:
 def test_trtkit_commands_run(folder: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     ours = [words for words in commands() if words[0] == "trtkit" and words[1] != "lab"]
-    verbs = {"doctor", "optimize", "groups", "autocast", "quantize", "build", "compare", "bench"}
+    verbs = {"doctor", "optimize", "groups", "autocast", "quantize", "lint", "build", "compare", "bench"}
     assert {words[1] for words in ours} == verbs
     for words in ours:
         assert cli.main(words[1:]) == 0, words

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trtkit.compose.trunk import share_trunk
     from trtkit.engine.build import build
     from trtkit.engine.engine import open_engine
+    from trtkit.engine.lint import lint
     from trtkit.importers import load
     from trtkit.model import save
     from trtkit.passes import optimize
@@ -34,6 +35,7 @@ __all__ = [
     "build",
     "compare",
     "fix_shapes",
+    "lint",
     "load",
     "low_latency",
     "merge",
@@ -65,6 +67,7 @@ _HOME = {
     "smooth": "trtkit.quant.smooth",
     "build": "trtkit.engine.build",
     "open_engine": "trtkit.engine.engine",
+    "lint": "trtkit.engine.lint",
     "compare": "trtkit.bench.compare",
 }
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import trtkit
 from trtkit.cli_inputs import (
@@ -33,18 +33,21 @@ if TYPE_CHECKING:
     from trtkit.engine.engine import Engine
     from trtkit.model import Model
 
+_Verb: TypeAlias = Callable[[argparse.Namespace], int | None]
 COURSE_MAP = "notebooks/README.md"
 LAB_SETTINGS = "notebooks/.jupyter"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit status: 0, 1 after an error of the kit, 2 for wrong arguments, 130 after Ctrl-C."""
+    """Run one command; its exit status: 0, 1 after an error of the kit or if `lint` finds something to mend, 2 for
+    wrong arguments, 130 after Ctrl-C.
+    """
     args, rest = _parser().parse_known_args(argv)
     if rest and args.verb is not lab:
         _parser().error(f"unknown arguments: {' '.join(rest)}")
     args.rest = rest
     try:
-        args.verb(args)
+        return args.verb(args) or 0
     except TrtkitError as error:
         if args.debug:
             raise
@@ -55,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
 
 
 # --- the verbs -------------------------------------------------------------------------------------------------------
@@ -119,6 +122,18 @@ def groups(args: argparse.Namespace) -> None:
         from trtkit.plot import save
 
         print(f"picture: {save(found.plot(), args.map)}")
+
+
+def lint(args: argparse.Namespace) -> int:
+    """Explain each Q/DQ that TensorRT refuses, cannot fuse or gains nothing from; status 1 if there is one to mend."""
+    model = load_model(args.model, "lint")
+    engine = None
+    if args.engine:
+        with _Bar() as progress, _parser_advice(args.model):  # only its layers are read: it is not kept
+            engine = trtkit.build(model, read_shapes(args.shapes, model), progress=progress, verify=False)
+    found = trtkit.lint(model, engine)
+    print(found)
+    return 0 if found.ok else 1
 
 
 def build(args: argparse.Namespace) -> None:
@@ -276,7 +291,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show where in the code an error was raised")
     verbs = parser.add_subparsers(required=True, metavar="command")
 
-    def verb(function: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+    def verb(function: _Verb) -> argparse.ArgumentParser:
         text = (function.__doc__ or "").strip()
         added = verbs.add_parser(function.__name__, help=text, description=text)
         added.set_defaults(verb=function)
@@ -297,13 +312,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_model_verbs(verb: Callable[[Callable[[argparse.Namespace], None]], argparse.ArgumentParser]) -> None:
+def _add_model_verbs(verb: Callable[[_Verb], argparse.ArgumentParser]) -> None:
     scales = "how calibration chooses scales (default: percentile for INT8, max for FP8)"
+    output = "default: made of the model's name, in this folder"
     shapes = "for each input that can change; the name may be left out where there is one input"
-    for function in (optimize, autocast, quantize, groups, build):
+    for function in (optimize, autocast, quantize, groups, lint, build):
         added = verb(function)
         added.add_argument("model", metavar="MODEL.onnx")
-        added.add_argument("-o", "--output", metavar="FILE", help="default: made of the model's name, in this folder")
+        if function is lint:
+            added.add_argument("--engine", action="store_true", help="build an engine, and account for each Q and DQ")
+        else:
+            added.add_argument("-o", "--output", metavar="FILE", help=output)
         if function is optimize:
             added.add_argument("--level", type=int, choices=(0, 1, 2, 3), default=2, help="default: 2; 3 fuses, too")
             added.add_argument("--fix", action="append", default=[], metavar="NAME:SHAPE", help="for this shape alone")
@@ -315,7 +334,7 @@ def _add_model_verbs(verb: Callable[[Callable[[argparse.Namespace], None]], argp
             added.add_argument("--dtype", choices=("int8", "fp8"), default="int8", help="default: int8")
         if function in (quantize, build):
             _add_data(added, required=function is quantize)
-        if function in (groups, build):
+        if function in (groups, lint, build):
             added.add_argument("--shapes", action="append", default=[], metavar="NAME:LEAST,BEST,LARGEST", help=shapes)
         if function is groups:
             added.add_argument("--compare", action="store_true", help="build an engine, and list where it differs")

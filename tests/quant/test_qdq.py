@@ -17,7 +17,7 @@ from trtkit.importers import load
 from trtkit.model import Model
 from trtkit.quant.autocast import autocast
 from trtkit.quant.calibrate import Calibration
-from trtkit.quant.qdq import quantize, quantize_report, quantize_weight
+from trtkit.quant.qdq import QUANTIZABLE, observable, quantize, quantize_report, quantize_weight
 
 
 def net(nodes: str, weights: dict[str, tuple[int, ...]], outputs: str = "float[n, 4, 6, 6] y") -> Model:
@@ -54,7 +54,7 @@ def source(node: ir.Node, position: int) -> str:
 ])  # fmt: skip
 def test_each_operator(nodes: str, weights: dict[str, tuple[int, ...]], scales: tuple[int, ...], outputs: str) -> None:
     model = net(nodes, weights, outputs)
-    int8 = quantize(model, data(), "max")
+    int8 = quantize(model, data(), "max", ops=QUANTIZABLE)
     onnx.checker.check_model(int8.to_proto(), full_check=True)
     graph = int8.ir.graph
     assert graph.initializers["w_int8"].dtype == ir.DataType.INT8 and graph.initializers["w_scale"].shape == scales
@@ -63,7 +63,7 @@ def test_each_operator(nodes: str, weights: dict[str, tuple[int, ...]], scales: 
     assert sqnr(model.run(data()[0])["y"], int8.run(data()[0])["y"]) > 30
     assert int8.precision == "int8" and int8.history[-1].name == "quantize int8"
     assert int8.inputs == model.inputs and int8.outputs == model.outputs
-    whole = quantize(model, data(), "max", per_channel=False)
+    whole = quantize(model, data(), "max", per_channel=False, ops=QUANTIZABLE)
     assert whole.ir.graph.initializers["w_scale"].shape == ()
     assert sqnr(model.run(data()[0])["y"], whole.run(data()[0])["y"]) > 25
 
@@ -139,6 +139,17 @@ def test_choices_are_explained() -> None:
     assert quantize(model, data(), "max", depthwise=True).op_counts["QuantizeLinear"] == 2
     with pytest.raises(ModelError, match="Nothing to quantise"):
         quantize(model, data(), skip=["Conv_1"])
+
+
+def test_what_tensorrt_would_dequantise_stays_float() -> None:
+    model = net("a = ConvTranspose(x, w) y = Conv(a, v)", {"w": (4, 4, 1, 1), "v": (4, 4, 1, 1)})
+    assert quantize(model, data(), "max").op_counts["QuantizeLinear"] == 1
+    assert quantize(model, data(), "max", ops=QUANTIZABLE).op_counts["QuantizeLinear"] == 2
+    large = net("a = Conv <pads = [3, 3, 3, 3]> (x, w) y = Conv(a, v)", {"w": (4, 4, 7, 7), "v": (4, 4, 4, 1)})
+    assert [choice.quantized for choice in quantize_report(quantize(large, data(), "max"))] == [True, True]
+    first, second = quantize_report(quantize(large, data(), dtype="fp8"))
+    assert "49 positions" in first.reason and second.quantized
+    assert observable(large)["nodes"] == ["Conv_0", "Conv_1"] and observable(large, dtype="fp8")["nodes"] == ["Conv_1"]
 
 
 def test_refusals() -> None:

@@ -28,6 +28,8 @@ from trtkit.quant.opset import lift_opset
 from trtkit.quant.precision_rules import FLOAT
 
 QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+QUANTIZED = ("Conv", "Gemm", "MatMul")  # those that TensorRT-RTX computes in 8 bits; it dequantises a ConvTranspose
+FP8_TAPS = 32  # kernel positions of a convolution that TensorRT-RTX computes in FP8; seen: 4 x 8 yes, 3 x 11 no
 MIN_OPSET = 13  # the first with one scale per channel
 _NOTE = "trtkit.quantize"
 _SMALLEST_CHANNEL = 2.0**-24  # a channel this much smaller than the largest is zero in float32 arithmetic as well
@@ -77,7 +79,7 @@ def quantize(
     data: Iterable[Batch] | None,
     method: str | Callable[[], Calibrator] | None = None,
     per_channel: bool = True,
-    ops: Collection[str] = QUANTIZABLE,
+    ops: Collection[str] = QUANTIZED,
     skip: Collection[str] = (),
     progress: CalibrationProgress | None = None,
     *,
@@ -99,10 +101,12 @@ def quantize(
         method: "max", "percentile", "mse" or "entropy", see `trtkit.quant.calibrate`. By default "percentile" for INT8
             and "max" for FP8: its steps shrink towards zero, so that a wide range costs small numbers little.
         per_channel: one scale per output channel of a weight, or one for all.
-        ops: operators to quantise.
+        ops: operators to quantise, of Conv, ConvTranspose, Gemm and MatMul. A ConvTranspose stays float by default:
+            TensorRT-RTX would dequantise its weight in each run and compute in float.
         skip: names of nodes to leave in float32.
         progress: called after every batch with the number of batches done and, if known, in all.
-        dtype: "int8", or "fp8" for E4M3, which lifts the model to opset 21.
+        dtype: "int8", or "fp8" for E4M3, which lifts the model to opset 21. Convolutions with more than 32 kernel
+            positions, such as 7 x 7, stay float in FP8: TensorRT-RTX would dequantise them and compute in float.
         depthwise: quantise convolutions with one input channel per group, too. They do little arithmetic, lose much
             accuracy, and TensorRT-RTX pads each channel to four: MobileNetV2's engine is twice as large with them.
         calibration: ranges found earlier, instead of `data`.
@@ -140,7 +144,9 @@ def quantize(
     return model.rewritten(graph, f"quantize {dtype}", detail, time.perf_counter() - start, precision=dtype)
 
 
-def observable(model: Model, ops: Collection[str] = QUANTIZABLE, *, depthwise: bool = False) -> dict[str, list[str]]:
+def observable(
+    model: Model, ops: Collection[str] = QUANTIZED, *, depthwise: bool = False, dtype: str = "int8"
+) -> dict[str, list[str]]:
     """What could be quantised: the names of nodes, and of all tensors that would need a range whichever are chosen.
 
     Returns:
@@ -148,7 +154,7 @@ def observable(model: Model, ops: Collection[str] = QUANTIZABLE, *, depthwise: b
     """
     graph = working_copy(model)
     infer_shapes(graph)
-    chosen = {node for node, c in _choose(graph.graph, ops, (), depthwise, "int8").items() if c.quantized}
+    chosen = {node for node, c in _choose(graph.graph, ops, (), depthwise, dtype).items() if c.quantized}
     nodes = [node for node in graph.graph if node in chosen]
     inputs = [node.inputs[0] for node in nodes]
     for node, _ in _residual_branches(graph.graph, chosen):
@@ -188,7 +194,7 @@ def _choose(
     for node in graph:
         if node.op_type not in ops or node.domain != "":
             continue
-        obstacle = "the caller skips it" if node.name in skip else _obstacle(node, depthwise)
+        obstacle = "the caller skips it" if node.name in skip else _obstacle(node, depthwise, dtype)
         note(node, f"float: {obstacle}" if obstacle else f"{dtype}: weights and input")
         choices[node] = Choice(node.name or "", node.op_type, not obstacle, obstacle or "")
     return choices
@@ -204,7 +210,7 @@ def why_no_weights(node: ir.Node) -> str | None:
     return "it is not float32" if weight.dtype != FLOAT or activation.dtype != FLOAT else None
 
 
-def _obstacle(node: ir.Node, depthwise: bool) -> str | None:
+def _obstacle(node: ir.Node, depthwise: bool, dtype: str) -> str | None:
     """Why a node cannot be quantised, or None."""
     weight = constant(node.inputs[1])
     obstacle = why_no_weights(node)
@@ -214,7 +220,14 @@ def _obstacle(node: ir.Node, depthwise: bool) -> str | None:
         return "its weight is a vector"
     if not depthwise and _is_depthwise(node, weight):
         return "it is depthwise: little arithmetic, much to lose"
+    if dtype == FP8_CODES.name and (taps := taps_of(node, weight)) > FP8_TAPS:
+        return f"its kernel has {taps} positions, and TensorRT-RTX computes FP8 with {FP8_TAPS} at most"
     return "its input is transposed (transA)" if node.attributes.get_int("transA", 0) else None
+
+
+def taps_of(node: ir.Node, weight: ir.TensorProtocol) -> int:
+    """How many positions the kernel of a convolution has; 1 for a matrix product."""
+    return int(np.prod(weight.shape.numpy()[2:])) if node.op_type.startswith("Conv") else 1
 
 
 def _is_depthwise(node: ir.Node, weight: ir.TensorProtocol) -> bool:

@@ -110,7 +110,7 @@ class Sensitivities:
         if not self.held_out:
             raise DataError("There is no data to compare on: held_out gave no batch.")
         self.model, self.dtype, self.metric, self.executor = model, dtype, metric, executor
-        found = observable(model)
+        found = observable(model, dtype=dtype)
         operators = {node.name: node.op_type for node in model.ir.graph}
         self.nodes = {name: operators[name] for name in found["nodes"]}
         method = method or codes_of(dtype).method
