@@ -164,4 +164,4 @@ def test_pictures_draw() -> None:
         pictures.choices({"w": (table, (3, 4), (16, 32, 64, 128), table > 2, (1, 3), (0, 3))}),
     ]
     assert all(isinstance(fig, Figure) for fig in drawn)
-    assert [text.get_text() for text in drawn[9].axes[0].texts][2] == "1e+05   kept in FP32"
+    assert [text.get_text() for text in drawn[9].axes[0].texts][2] == "100,000   kept in FP32"

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 import trtkit
 from trtkit.course.checks import NotSolved, number, show
 from trtkit.course.pictures import lesson01, lesson05
+from trtkit.course.rounding import decibels, int_blocks
 from trtkit.graph.taps import Taps
 from trtkit.model import Model
 from trtkit.quant.autocast import autocast_report
@@ -28,14 +29,17 @@ def check_largest(largest: Callable[[int, int], Any]) -> None:
     cases = {"6-bit toy": (3, 2), "E5M2": (5, 2), "FP16": (5, 10), "BF16": (8, 7), "FP32": (8, 23)}
     right = {name: (2 - 2.0**-m) * 2.0 ** (2 ** (e - 1) - 1) for name, (e, m) in cases.items()}
     yours = {name: number(largest(*bits), "largest(exponent_bits, mantissa_bits)") for name, bits in cases.items()}
-    logs = [[float(np.log2(abs(value) or 2.0**-200)) for value in each.values()] for each in (right, yours)]
-    show(lesson01.against(list(cases), *logs, "largest number, as a power of two"),
-         "Your largest numbers on the right ones.")  # fmt: skip
-    for name, (e, m) in cases.items():
+    drawn, dots = ([float(np.log2(abs(x) or 2.0**-200)) for x in each.values()] for each in (right, yours))
+    show(
+        lesson01.against(list(cases), drawn, dots, "largest number, as a power of two"),
+        "Your largest numbers on the right ones.",
+    )
+    for name, (e, _) in cases.items():
         want, have = right[name], yours[name]
         if have != want:
             hint = {
-                want * 2: "the field that is all ones is taken by infinity and NaN, so the largest exponent is one less",
+                want
+                * 2: "the field that is all ones is taken by infinity and NaN, so the largest exponent is one less",
                 2.0 ** (2 ** (e - 1) - 1): "that is the power of two alone; the mantissa may be all ones as well",
                 2.0 ** (2 ** (e - 1)): "a mantissa of all ones is 2 - 2 ** -mantissa_bits, a little less than 2",
             }.get(have, "it is (2 - 2 ** -mantissa_bits) times the largest power of two, 2 ** bias")
@@ -52,13 +56,17 @@ def check_fp4(encode: Callable[[NDArray[Any]], Any]) -> None:
         raise NotSolved("encode_fp4(x) returned nothing yet. It returns an array of codes, 0 to 15.")
     codes = np.asarray(answer)
     if codes.shape != x.shape or codes.dtype.kind not in "iuf":
-        raise NotSolved(f"encode_fp4(x) gives {codes.dtype} of shape {codes.shape}; a whole number for each x is wanted.")
+        raise NotSolved(
+            f"encode_fp4(x) gives {codes.dtype} of shape {codes.shape}; a whole number for each x is wanted."
+        )
     if not (np.equal(codes, np.round(codes)) & (codes >= 0) & (codes <= 15)).all():
         raise NotSolved("Codes are whole numbers from 0 to 15: the sign is 8, the lower three bits say how large.")
     codes = codes.astype(np.int64)
     inside = np.abs(x) <= 7
     want, have = FP4_E2M1.decode(right), FP4_E2M1.decode(codes)
-    show(lesson05.rounded_values(x[inside], want[inside], have[inside]), "What your codes stand for, on the right ones.")
+    show(
+        lesson05.rounded_values(x[inside], want[inside], have[inside]), "What your codes stand for, on the right ones."
+    )
     wrong = np.flatnonzero(want != have)
     if wrong.size:
         first = wrong[np.argmin(np.abs(x[wrong]))]
@@ -115,6 +123,12 @@ def observed(model: Model, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[s
     return most, nodes
 
 
+def behind_nodes(model: Model, samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """By the name of each node the largest |value| over the samples of what it computes, where that is a float."""
+    most, nodes = observed(model, samples)
+    return {node.name: most[node.outputs[0]] for node in nodes if node.outputs[0] in most}
+
+
 def needed(largest: Mapping[str, float], nodes: Sequence[Node]) -> list[str]:
     """Exercise 3's answer: whatever writes or reads a tensor that FP16 cannot hold."""
     return [n.name for n in nodes if any(largest.get(t, 0) > LIMIT for t in (*n.inputs, *n.outputs))]
@@ -126,7 +140,9 @@ def check_kept(
     samples: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Lesson 05, exercise 3: the fewest nodes in FP32 such that nothing overflows, on a small graph and on `model`."""
-    cases = [ladder(), *([(model, list(samples))] if model is not None else [])]
+    cases: list[tuple[Model, Sequence[Mapping[str, Any]]]] = [ladder()]
+    if model is not None:
+        cases.append((model, samples))
     counts = []
     for graph, batches in cases:
         largest, nodes = observed(graph, batches)
@@ -136,12 +152,13 @@ def check_kept(
         names = list(answer)
         if unknown := sorted(set(names) - {node.name for node in nodes}):
             raise NotSolved(f"{graph.name!r} has no node {unknown[0]!r}. Names of nodes are wanted, not of tensors.")
-        writers = {tensor: node.name for node in nodes for tensor in node.outputs}
-        drawn = {writers[tensor]: value for tensor, value in largest.items()}
-        show(lesson05.largest(drawn, LIMIT, names), f"Largest values in {graph.name}, with the nodes that you keep.")
+        drawn = lesson05.largest(behind_nodes(graph, batches), LIMIT, names)
+        show(drawn, f"Largest values in {graph.name}, with the nodes that you keep.")
         best = trtkit.autocast(graph, keep_fp32=needed(largest, nodes))
         counts.append((_judge(graph, batches, names, _kept(best)), len(nodes)))
-    print("Right: " + ", ".join(f"{kept} of {all_} nodes in FP32" for kept, all_ in counts) + ", and nothing overflows.")
+    print(
+        "Right: " + ", ".join(f"{kept} of {all_} nodes in FP32" for kept, all_ in counts) + ", and nothing overflows."
+    )
 
 
 def _judge(graph: Model, batches: Sequence[Mapping[str, Any]], names: list[str], fewest: int) -> int:
@@ -161,13 +178,9 @@ def _kept(model: Model) -> int:
 
 
 def quality(weight: NDArray[Any], bits: int, block: int) -> float:
-    """Signal to noise in dB of a weight (R, K) in whole numbers of so many bits, an FP16 scale for each block of a row."""
+    """Signal to noise in dB of a weight (R, K) in whole numbers of so many bits, an FP16 scale for each block."""
     most = 2 ** (bits - 1) - 1
-    blocks = weight.reshape(-1, block).astype(np.float32)
-    scale = (np.abs(blocks).max(axis=1, keepdims=True) / most).astype(np.float16).astype(np.float32)
-    scale[scale == 0] = 1
-    noise = IntFormat(f"INT{bits}", -most, most).round(blocks, scale) - blocks
-    return float(10 * np.log10(np.square(blocks, dtype=np.float64).sum() / np.square(noise, dtype=np.float64).sum()))
+    return decibels(weight, int_blocks(weight, IntFormat(f"INT{bits}", -most, most), block))
 
 
 def tensors() -> dict[str, tuple[NDArray[np.float32], float]]:
@@ -195,10 +208,12 @@ def check_choice(choose: Callable[[NDArray[Any], float], Any]) -> None:
         panels[f"{name}, {budget:g} bits"] = (table, BITS, BLOCKS, allowed, best, yours)
         verdicts.append((name, budget, float(cost[yours]), float(table[yours]), float(table[best])))
     show(lesson05.choices(panels), "Signal to noise by bits and block: the best within the budget, and yours.")
-    for name, budget, cost, have, want in verdicts:
-        if cost > budget:
-            raise NotSolved(f"{name}: yours costs {cost:g} bits a number, and {budget:g} are allowed. A scale of "
-                            f"{SCALE_BITS} bits is shared by a block: {SCALE_BITS} / block more for each number.")  # fmt: skip
+    for name, budget, price, have, want in verdicts:
+        if price > budget:
+            raise NotSolved(
+                f"{name}: yours costs {price:g} bits a number, and {budget:g} are allowed. A block shares a scale "
+                f"of {SCALE_BITS} bits, which is {SCALE_BITS} / block more for each number."
+            )
         if have < want:
             raise NotSolved(f"{name}: yours has {have:.1f} dB, and {want:.1f} dB can be had for {budget:g} bits. "
                             "More bits or smaller blocks: try all that you can pay for.")  # fmt: skip

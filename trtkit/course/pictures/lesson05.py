@@ -26,8 +26,8 @@ def similarity(matrices: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Fi
         for row, values in enumerate(matrix):
             for column in np.flatnonzero(~np.isfinite(values)):
                 axis.text(column, row, "NaN", ha="center", va="center", fontsize=5.5, color=VERMILION)
-            if np.isfinite(values).all():
-                axis.plot(np.argmax(values), row, "o", color=ORANGE, markersize=4)
+            if np.isfinite(values).any():
+                axis.plot(np.nanargmax(values), row, "o", color=ORANGE, markersize=4)
         axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
         axis.set_yticks(range(len(matrix)), names, fontsize=7)
         axis.set_title(what, fontsize=9)
@@ -38,7 +38,7 @@ def similarity(matrices: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Fi
 
 
 def bit_fields(rows: Mapping[str, tuple[str, int]]) -> Figure:
-    """Numbers bit by bit: rows[name] = (bits, how many of them are the exponent); sign, exponent and mantissa in colours."""
+    """Numbers bit by bit, rows[name] = (bits, how many are the exponent): sign, exponent, mantissa in colours."""
     widest = max(len(bits) for bits, _ in rows.values())
     fig, axis = plt.subplots(figsize=(9, 0.36 * len(rows) + 0.6))
     for y, (name, (bits, exponent)) in enumerate(rows.items()):
@@ -68,7 +68,10 @@ def number_lines(rows: Mapping[str, NDArray[Any]], normal_from: float, labels: S
     axis.set(ylim=(len(rows) - 0.45, -0.55))
     axis.set_xticks(list(labels) or axis.get_xticks())
     axis.grid(visible=False)
-    handles = [plt.Line2D([], [], color=BLUE, label="normal"), plt.Line2D([], [], color=VERMILION, label="subnormal, zero")]
+    handles = [
+        plt.Line2D([], [], color=BLUE, label="normal"),
+        plt.Line2D([], [], color=VERMILION, label="subnormal, zero"),
+    ]
     fig.legend(handles=handles, loc="upper right", ncols=2, fontsize=8, bbox_to_anchor=(0.98, 1.04))
     fig.tight_layout()
     return fig
@@ -99,7 +102,7 @@ def ranges(rows: Mapping[str, tuple[float, float, float, int]]) -> Figure:
 
 
 def sawtooth(x: NDArray[Any], errors: Mapping[str, NDArray[Any]]) -> Figure:
-    """Relative rounding error against magnitude: its largest value around each x, for each format."""
+    """Relative rounding error against magnitude: the largest at each x, for each format."""
     fig, axis = plt.subplots(figsize=(9, 3.6))
     for (name, error), tint in zip(errors.items(), TINTS, strict=False):
         axis.loglog(x, np.maximum(error, 1e-6), color=tint, linewidth=1.1, label=name)
@@ -107,7 +110,7 @@ def sawtooth(x: NDArray[Any], errors: Mapping[str, NDArray[Any]]) -> Figure:
     axis.set(xlabel="|x|", ylabel="relative error", ylim=(4e-5, 2))
     axis.axhline(1, color=GREY, linestyle="--", linewidth=0.9)
     axis.text(x[0], 1.12, " all is lost: rounded to zero, or far beyond the largest", fontsize=8, color="#5F6368")
-    fig.legend(*axis.get_legend_handles_labels(), fontsize=8, loc="outside right")
+    fig.legend(*axis.get_legend_handles_labels(), fontsize=8, loc="outside right center")
     fig.tight_layout(rect=(0, 0, 0.9, 1))
     return fig
 
@@ -132,7 +135,9 @@ def codes_on(values: NDArray[Any], grids: Mapping[str, NDArray[Any]]) -> Figure:
     upper.set_yscale("log")
     upper.set_ylabel("weights")
     for y, numbers in enumerate(grids.values()):
-        lower.vlines(numbers, y - 0.35, y + 0.35, color=TINTS[y % len(TINTS)], linewidth=0.6 if numbers.size > 40 else 1.3)
+        lower.vlines(
+            numbers, y - 0.35, y + 0.35, color=TINTS[y % len(TINTS)], linewidth=0.6 if numbers.size > 40 else 1.3
+        )
     lower.set_yticks(range(len(grids)), list(grids))
     lower.set(ylim=(len(grids) - 0.4, -0.6), xlabel="value")
     lower.grid(visible=False)
@@ -152,7 +157,9 @@ def contest(values: Mapping[str, Mapping[str, float]], groups: Sequence[Sequence
                       color="white" if row[name] > 36 else "black")  # fmt: skip
         for group in groups:
             best = columns.index(max(group, key=row.__getitem__))
-            axis.add_patch(plt.Rectangle((best - 0.47, y - 0.45), 0.94, 0.9, fill=False, edgecolor=VERMILION, linewidth=2))
+            axis.add_patch(
+                plt.Rectangle((best - 0.47, y - 0.45), 0.94, 0.9, fill=False, edgecolor=VERMILION, linewidth=2)
+            )
     for group in groups[:-1]:
         axis.axvline(columns.index(group[-1]) + 0.5, color="white", linewidth=4)
     axis.set_xticks(range(len(columns)), columns)
@@ -173,24 +180,28 @@ def budget(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float, float]]]
             blocks, bits, quality = zip(*points, strict=True)
             axis.plot(bits, quality, ".-", color=tint, label=name, linewidth=1.2)
             for block, x, y in zip(blocks, bits, quality, strict=True):
-                if block in (blocks[0], blocks[-1], 16, 32):
-                    axis.annotate(str(block), (x, y), textcoords="offset points", xytext=(4, -9), fontsize=7, color=tint)
+                if block in (8, 16, 32):
+                    axis.annotate(
+                        str(block), (x, y), textcoords="offset points", xytext=(4, -9), fontsize=7, color=tint
+                    )
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("bits per number, scales included")
     axes[0][0].set_ylabel("signal to noise, dB")
-    axes[0][0].legend(fontsize=8, loc="best")
+    axes[0][0].legend(fontsize=8, loc="lower right")
     fig.tight_layout()
     return fig
 
 
 def largest(values: Mapping[str, float], limit: float, kept: Sequence[str] = (), headroom: float = 0.0) -> Figure:
-    """The largest |value| of each tensor on a logarithmic axis, the end of the range, and which nodes are kept in FP32."""
+    """The largest |value| behind each node, the end of the range, and which nodes are kept in FP32."""
     names, sizes = list(values), [max(value, 1e-6) for value in values.values()]
     fig, axis = plt.subplots(figsize=(8.5, 0.3 * len(names) + 1.0))
     tints = [VERMILION if size > limit else ORANGE if headroom and size > headroom * limit else BLUE for size in sizes]
     axis.barh(names, sizes, color=tints, height=0.55)
     for y, (name, size) in enumerate(zip(names, sizes, strict=True)):
-        axis.text(size * 1.2, y, f"{size:,.3g}" + ("   kept in FP32" if name in kept else ""), va="center", fontsize=8)
+        words = f"{size:,.0f}" if size >= 100 else f"{size:.2g}"
+        axis.text(size * 1.2, y, words + ("   kept in FP32" if name in kept else ""), va="center", fontsize=8,
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
     axis.axvline(limit, color="black", linewidth=1)
     axis.text(limit, -0.75, f" {limit:,.0f}: the end", fontsize=8, va="bottom")
     if headroom:
@@ -203,8 +214,8 @@ def largest(values: Mapping[str, float], limit: float, kept: Sequence[str] = (),
     return fig
 
 
-def kernel_types(engines: Mapping[str, Sequence[tuple[str, str, str]]], width: int = 12) -> Figure:
-    """Kernels of engines in order, each (name, type read, type written): left half what it reads, right what it writes."""
+def kernel_types(engines: Mapping[str, Sequence[tuple[str, str, str]]], width: int = 7) -> Figure:
+    """Kernels of engines in order, each (name, type read, type written); left half: what it reads."""
     rows = sum(-(-len(kernels) // width) for kernels in engines.values())
     fig, axis = plt.subplots(figsize=(10, 0.62 * rows + 0.7))
     y = 0.0
@@ -215,10 +226,10 @@ def kernel_types(engines: Mapping[str, Sequence[tuple[str, str, str]]], width: i
             for half, dtype in ((0.0, read), (0.5, written)):
                 axis.add_patch(plt.Rectangle((x + 0.03 + half * 0.94, row - 0.36), 0.47, 0.72, linewidth=0,
                                              facecolor=TYPES.get(dtype, "#E4E6E9"), alpha=0.45))  # fmt: skip
-            words = name if len(name) <= 13 else f"{name[:12]}…"
-            axis.text(x + 0.5, row, words, ha="center", va="center", fontsize=6)
+            words = name if len(name) <= 22 else f"{name[:21]}…"
+            axis.text(x + 0.5, row, words, ha="center", va="center", fontsize=6.5)
         y += -(-len(kernels) // width) + 0.15
-    axis.set(xlim=(-1.9, width + 0.05), ylim=(y - 0.5, -0.5))
+    axis.set(xlim=(-1.0, width + 0.05), ylim=(y - 0.5, -0.5))
     axis.axis("off")
     handles = [Patch(color=tint, alpha=0.45, label=what) for what, tint in
                (("FP32", BLUE), ("FP16", ORANGE), ("BF16", GREEN), ("both", GREY))]  # fmt: skip
@@ -241,10 +252,10 @@ def gains(factors: Mapping[str, Mapping[str, float]], note: str) -> Figure:
     axis.text(-0.62, 2.03, "half the bytes", fontsize=8, color="#5F6368")
     axis.set_xticks(range(len(settings)), settings)
     top = max(value for values in factors.values() for value in values.values())
-    axis.set(ylabel="times faster than FP32", ylim=(0, max(2.4, 1.2 * top)), xlim=(-0.65, len(settings) - 0.4))
+    axis.set(ylabel="times as fast as FP32", ylim=(0, max(2.4, 1.35 * top)), xlim=(-0.65, len(settings) - 0.4))
     axis.set_title(note, fontsize=8, loc="left", color=GREY, fontweight="normal")
     axis.grid(axis="x", visible=False)
-    axis.legend(fontsize=8, loc="lower right", framealpha=0.9, frameon=True)
+    axis.legend(fontsize=8, loc="upper left", ncols=2)
     fig.tight_layout()
     return fig
 
@@ -272,9 +283,13 @@ def choices(panels: Mapping[str, tuple[NDArray[Any], Sequence[int], Sequence[int
     fig, axes = plt.subplots(1, len(panels), figsize=(4.1 * len(panels), 3.0), squeeze=False)
     for axis, (title, (quality, bits, blocks, allowed, best, yours)) in zip(axes[0], panels.items(), strict=True):
         axis.imshow(np.where(allowed, quality, np.nan), cmap="YlGnBu", aspect="auto")
+        middle = float(quality[allowed].min() + 2 * quality[allowed].max()) / 3
         for (y, x), value in np.ndenumerate(quality):
-            axis.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=8, color="black" if allowed[y, x] else GREY)
-        axis.add_patch(plt.Rectangle((best[1] - 0.46, best[0] - 0.46), 0.92, 0.92, fill=False, edgecolor=GREEN, linewidth=2.5))
+            tint = GREY if not allowed[y, x] else "white" if value > middle else "black"
+            axis.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=8, color=tint)
+        axis.add_patch(
+            plt.Rectangle((best[1] - 0.46, best[0] - 0.46), 0.92, 0.92, fill=False, edgecolor=GREEN, linewidth=2.5)
+        )
         axis.plot(yours[1] + 0.33, yours[0] - 0.28, "D", markersize=5, color=GREEN if yours == best else VERMILION)
         axis.set_xticks(range(len(blocks)), [str(block) for block in blocks])
         axis.set_yticks(range(len(bits)), [str(bit) for bit in bits])
