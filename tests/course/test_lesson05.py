@@ -12,8 +12,9 @@ import trtkit
 from trtkit.course.checks import NotSolved
 from trtkit.course.checks import lesson05 as checks
 from trtkit.course.pictures import lesson05 as pictures
+from trtkit.course.rounding import decibels, int_blocks, with_one_scale
 from trtkit.course.rule_examples import EXAMPLES, Example
-from trtkit.quant.formats import FP8_E4M3, FP16
+from trtkit.quant.formats import FP8_E4M3, FP16, INT4
 from trtkit.quant.overflow import overflowing
 from trtkit.quant.precision_rules import RULES
 
@@ -106,6 +107,18 @@ def test_each_rule_speaks_on_its_example(example: Example) -> None:
 
 def test_every_rule_has_an_example() -> None:
     assert {example.rule for example in EXAMPLES} == {rule.__name__ for rule in RULES} | {"island"}
+
+
+def test_blocks_of_whole_numbers_are_off_by_half_a_step_at_most() -> None:
+    x = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    x[0, :16] = 0
+    for block in (16, 32, 64):
+        half_step = np.abs(x.reshape(-1, block)).max(axis=1) / 7 / 2
+        error = np.abs(int_blocks(x, INT4, block) - x).reshape(-1, block).max(axis=1)
+        assert (error <= half_step * 1.02).all()  # the scale is rounded to FP16, and the largest number with it
+    assert decibels(x, int_blocks(x, INT4, 16)) > decibels(x, int_blocks(x, INT4, 64))
+    with_one = with_one_scale(x, FP8_E4M3)
+    assert np.abs(with_one).max() == pytest.approx(np.abs(x).max()) and decibels(x, with_one) > 28
 
 
 def test_a_rounded_network_rounds_weights_inputs_and_results() -> None:

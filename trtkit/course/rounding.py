@@ -32,8 +32,8 @@ def int_blocks(x: NDArray[Any], kind: IntFormat, block: int) -> NDArray[Any]:
     """x (..., K) in whole numbers, with an FP16 scale for each `block` neighbours along the last axis; float32.
 
     >>> from trtkit.quant.formats import INT4
-    >>> int_blocks(np.array([0.7, 0.1, 700, 100]), INT4, block=2).round(2).tolist()
-    [0.7, 0.1, 700.0, 100.0]
+    >>> int_blocks(np.array([0.875, 0.13, 700, 90]), INT4, block=2).tolist()
+    [0.875, 0.125, 700.0, 100.0]
     """
     blocks = x.astype(np.float32).reshape(-1, block)
     scale = (np.abs(blocks).max(axis=1, keepdims=True) / kind.highest).astype(np.float16).astype(np.float32)

@@ -125,8 +125,11 @@ def observed(model: Model, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[s
 
 def behind_nodes(model: Model, samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """By the name of each node the largest |value| over the samples of what it computes, where that is a float."""
-    most, nodes = observed(model, samples)
-    return {node.name: most[node.outputs[0]] for node in nodes if node.outputs[0] in most}
+    return _by_node(*observed(model, samples))
+
+
+def _by_node(largest: Mapping[str, float], nodes: Sequence[Node]) -> dict[str, float]:
+    return {node.name: largest[node.outputs[0]] for node in nodes if node.outputs[0] in largest}
 
 
 def needed(largest: Mapping[str, float], nodes: Sequence[Node]) -> list[str]:
@@ -152,7 +155,7 @@ def check_kept(
         names = list(answer)
         if unknown := sorted(set(names) - {node.name for node in nodes}):
             raise NotSolved(f"{graph.name!r} has no node {unknown[0]!r}. Names of nodes are wanted, not of tensors.")
-        drawn = lesson05.largest(behind_nodes(graph, batches), LIMIT, names)
+        drawn = lesson05.largest(_by_node(largest, nodes), LIMIT, names)
         show(drawn, f"Largest values in {graph.name}, with the nodes that you keep.")
         best = trtkit.autocast(graph, keep_fp32=needed(largest, nodes))
         counts.append((_judge(graph, batches, names, _kept(best)), len(nodes)))

@@ -57,21 +57,26 @@ def bit_fields(rows: Mapping[str, tuple[str, int]]) -> Figure:
     return fig
 
 
-def number_lines(rows: Mapping[str, NDArray[Any]], normal_from: float, labels: Sequence[float] = ()) -> Figure:
-    """Numbers as strokes on lines; those nearer to zero than `normal_from` are subnormal, and have another colour."""
-    fig, axis = plt.subplots(figsize=(9.5, 0.75 * len(rows) + 0.5))
-    for y, (_, numbers) in enumerate(rows.items()):
-        axis.plot([numbers.min(), numbers.max()], [y, y], color=GREY, linewidth=0.8, zorder=1)
-        for part, tint in ((np.abs(numbers) >= normal_from, BLUE), (np.abs(numbers) < normal_from, VERMILION)):
-            axis.vlines(numbers[part], y - 0.28, y + 0.28, color=tint, linewidth=1.3)
-    axis.set_yticks(range(len(rows)), list(rows))
-    axis.set(ylim=(len(rows) - 0.45, -0.55))
-    axis.set_xticks(list(labels) or axis.get_xticks())
-    axis.grid(visible=False)
-    handles = [
-        plt.Line2D([], [], color=BLUE, label="normal"),
-        plt.Line2D([], [], color=VERMILION, label="subnormal, zero"),
-    ]
+def number_lines(
+    rows: Mapping[str, NDArray[Any]], normal_from: float, labels: Sequence[float] = (), zoom: float = 1.1
+) -> Figure:
+    """Numbers as strokes on lines, above all of them, below those around zero; subnormal ones in another colour.
+
+    Subnormal are those nearer to zero than `normal_from`.
+    """
+    fig, axes = plt.subplots(2, 1, figsize=(9.5, 1.2 * len(rows) + 0.8))
+    for axis in axes:
+        for y, numbers in enumerate(rows.values()):
+            axis.plot([numbers.min(), numbers.max()], [y, y], color=GREY, linewidth=0.8, zorder=1)
+            for part, tint in ((np.abs(numbers) >= normal_from, BLUE), (np.abs(numbers) < normal_from, VERMILION)):
+                axis.vlines(numbers[part], y - 0.28, y + 0.28, color=tint, linewidth=1.3)
+        axis.set_yticks(range(len(rows)), list(rows))
+        axis.set(ylim=(len(rows) - 0.45, -0.55))
+        axis.grid(visible=False)
+    axes[0].set_xticks(list(labels) or axes[0].get_xticks())
+    axes[1].set_xlim(-zoom, zoom)
+    handles = [plt.Line2D([], [], color=tint, label=what) for tint, what in
+               ((BLUE, "normal"), (VERMILION, "subnormal, zero"))]  # fmt: skip
     fig.legend(handles=handles, loc="upper right", ncols=2, fontsize=8, bbox_to_anchor=(0.98, 1.04))
     fig.tight_layout()
     return fig
@@ -85,10 +90,10 @@ def ranges(rows: Mapping[str, tuple[float, float, float, int]]) -> Figure:
     for y, (least, normal, most, mantissa) in enumerate(rows.values()):
         left.barh(y, np.log2(most / normal), left=np.log2(normal), color=BLUE, height=0.6)
         left.barh(y, np.log2(normal / least), left=np.log2(least), color=SKY, height=0.6)
-        left.text(np.log2(most) + 3, y, f"{most:.3g}", va="center", fontsize=8)
+        left.text(np.log2(most) + 3, y, f"{most:,.0f}" if most < 1e6 else f"{most:.3g}", va="center", fontsize=8)
         left.text(np.log2(least) - 3, y, f"{least:.2g}", va="center", ha="right", fontsize=8)
         right.barh(y, mantissa + 1, color=YELLOW, height=0.6)
-        right.text(mantissa + 1.4, y, f"step {2.0**-mantissa:.2g} at 1", va="center", fontsize=8)
+        right.text(mantissa + 1.4, y, f"step {2.0**-mantissa:.3g} at 1", va="center", fontsize=8)
     left.set_yticks(range(len(rows)), list(rows))
     left.set(xlim=(-195, 170), xlabel="range, as powers of two")
     left.invert_yaxis()
@@ -226,8 +231,8 @@ def kernel_types(engines: Mapping[str, Sequence[tuple[str, str, str]]], width: i
             for half, dtype in ((0.0, read), (0.5, written)):
                 axis.add_patch(plt.Rectangle((x + 0.03 + half * 0.94, row - 0.36), 0.47, 0.72, linewidth=0,
                                              facecolor=TYPES.get(dtype, "#E4E6E9"), alpha=0.45))  # fmt: skip
-            words = name if len(name) <= 22 else f"{name[:21]}…"
-            axis.text(x + 0.5, row, words, ha="center", va="center", fontsize=6.5)
+            words = name if len(name) <= 21 else f"{name[:20]}…"
+            axis.text(x + 0.5, row, words, ha="center", va="center", fontsize=6.3)
         y += -(-len(kernels) // width) + 0.15
     axis.set(xlim=(-1.0, width + 0.05), ylim=(y - 0.5, -0.5))
     axis.axis("off")
