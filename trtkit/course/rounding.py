@@ -58,7 +58,7 @@ def rounded(net: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
 
     >>> import torch
     >>> net = rounded(torch.nn.Linear(1, 1, bias=False), torch.float8_e4m3fn)
-    >>> float(net.weight.detach().fill_(1)), float(net(torch.tensor([1.06])))
+    >>> float(net.weight.detach().fill_(1)), float(net(torch.tensor([1.06])).detach())
     (1.0, 1.0)
     """
     import torch
