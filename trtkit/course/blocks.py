@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 import trtkit
+from trtkit.engine.layers import Layer, LayerTensor
 from trtkit.errors import ModelError
 from trtkit.model import Model
 
@@ -55,6 +58,20 @@ def kernels(model: Model) -> list[tuple[str, ...]]:
         if node.kernel is not None and node.name not in _ENDS:
             inside.setdefault(node.kernel, []).append(node.op_type)
     return [tuple(ops) for ops in inside.values()]
+
+
+def kernel_types(layers: Sequence[Layer]) -> list[tuple[str, str, str]]:
+    """Of every kernel its operators and the types that it reads and writes, "mixed" where they are several.
+
+    >>> kernel_types(trtkit.build(block("y = Relu(x)"), verify=False, isolate=False).layers)[1]
+    ('correlation', 'Float', 'Float')
+    """
+
+    def of(tensors: Sequence[LayerTensor]) -> str:
+        found = {tensor.dtype for tensor in tensors}
+        return found.pop() if len(found) == 1 else "mixed"
+
+    return [(layer.ops, of(layer.inputs), of(layer.outputs)) for layer in layers if layer.launches]
 
 
 _CALLS = {

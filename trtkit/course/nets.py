@@ -33,6 +33,32 @@ def mobilenet_v2() -> torch.nn.Module:
     return net.eval()
 
 
+def texture(layers: int = 1) -> torch.nn.Module:
+    """The texture of a photograph as one vector: which channels of MobileNetV2's first layers light up together.
+
+    (N, 3, H, W) float32 to (N, C * C), each row of length 1: the Gram matrix F F' / P of the C channels over all P
+    places, as Gatys, Ecker and Bethge 2016 (Image Style Transfer) describe style, with MobileNetV2's trained weights.
+
+    >>> [tuple(texture(k)(_torch().rand(2, 3, 224, 224)).shape) for k in (1, 2)]
+    [(2, 1024), (2, 256)]
+    """
+    torch = _torch()
+    whole: Any = mobilenet_v2()
+    first = whole.features[:layers]
+
+    class Texture(torch.nn.Module):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.features: Any = first
+
+        def forward(self, x: Any) -> Any:
+            f = self.features(x).flatten(2)
+            gram = f @ f.transpose(1, 2) / f.shape[-1]
+            return torch.nn.functional.normalize(gram.flatten(1))
+
+    return Texture().eval()
+
+
 def resnet50(seed: int = 0) -> torch.nn.Module:
     """ResNet-50 (torchvision's architecture) with seeded random weights, in eval mode; logits (N, 1000) float32.
 
