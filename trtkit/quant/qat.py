@@ -25,6 +25,7 @@ from trtkit.quant.fake_quant import FakeQuant, Left, fx, nn, torch
 from trtkit.quant.qat_graph import Places, check_places, float_model, write_weight
 from trtkit.quant.qat_trace import (
     LAYERS,
+    TRANSPOSED,
     call,
     check_same,
     is_a,
@@ -33,7 +34,7 @@ from trtkit.quant.qat_trace import (
     trace,
     weight_quantizer,
 )
-from trtkit.quant.qdq import quantize
+from trtkit.quant.qdq import QUANTIZABLE, quantize
 
 __all__ = ["FakeQuant", "export", "prepare"]
 
@@ -52,12 +53,13 @@ def prepare(
     weight_bits: int = 8,
     learn_steps: bool = True,
     depthwise: bool = False,
+    transposed: bool = False,
 ) -> fx.GraphModule:
     """A copy of a module with a `FakeQuant` wherever `trtkit.quantize` would write Q/DQ, ready to be trained.
 
     1. Batch norm behind a convolution is folded into it, and dropout left out: what is trained is what the engine runs.
-    2. Weights of nn.Conv*, nn.ConvTranspose* and nn.Linear are rounded per output channel; `layer.weight` gives the
-       rounded weight, `layer.parametrizations.weight.original` is the one that learns.
+    2. Weights of nn.Conv*, nn.Linear and, if asked for, nn.ConvTranspose* are rounded per output channel;
+       `layer.weight` gives the rounded weight, `layer.parametrizations.weight.original` is the one that learns.
     3. The inputs of these layers, and one branch of each addition that TensorRT fuses into a convolution, are rounded
        with one step; all readers of a tensor share it. Biases stay as they are.
     4. Steps start from where `trtkit.quantize` would leave them with the same data and method.
@@ -74,6 +76,7 @@ def prepare(
         weight_bits: 8, or fewer: TensorRT convolves no INT4, so `export` stores e.g. -7 .. 7 in INT8.
         learn_steps: train the steps (LSQ), or keep them as calibrated.
         depthwise: round depthwise convolutions, too; see `trtkit.quantize`.
+        transposed: round nn.ConvTranspose*, too, which TensorRT-RTX computes in float anyway.
 
     Returns:
         A torch.fx.GraphModule to be called like the module, in training mode.
@@ -96,10 +99,11 @@ def prepare(
     layers = {str(n.target): traced.get_submodule(str(n.target)) for n in traced.graph.nodes if is_a(traced, n, LAYERS)}
     if unknown := sorted(set(skip) - set(layers)):
         raise ModelError(f"skip: there is no layer {unknown[0]!r} that could be quantised; there are {list(layers)}.")
-    chosen = {name for name, layer in layers.items() if name not in skip and (depthwise or not is_depthwise(layer))}
+    asked = {n: layer for n, layer in layers.items() if transposed or not isinstance(layer, TRANSPOSED)}
+    chosen = {name for name, layer in asked.items() if name not in skip and (depthwise or not is_depthwise(layer))}
     if not chosen:
         raise ModelError(f"Nothing to quantise in {traced._get_name()!r}: of nn.Conv*, nn.ConvTranspose* and nn.Linear "
-                         f"it has {list(layers) or 'none'}, and skip and depthwise leave no one.")  # fmt: skip
+                         f"it has {list(layers) or 'none'}; skip, depthwise and transposed leave no one.")  # fmt: skip
     rounding: dict[Any, nn.Module] = {}  # by weight: what is tied stays so
     for name, layer in layers.items():
         weight = layer.weight
@@ -153,7 +157,8 @@ def export(module: nn.Module, example: Any, *, name: str | None = None) -> Model
     ranges = {tensor: INT8_MAX * float(_fake(module, names[0]).step) for tensor, names in places.tensors.items()}
     per_channel = any(fake.axis is not None for fake in fakes)
     learned = Calibration(ranges, "training", batches=0)
-    int8 = quantize(model, None, per_channel=per_channel, skip=places.left, depthwise=True, calibration=learned)
+    int8 = quantize(model, None, per_channel=per_channel, skip=places.left, depthwise=True,
+                    ops=QUANTIZABLE, calibration=learned)  # fmt: skip
     for node in model.ir.graph:
         if node.name in places.weights:
             write_weight(node, int8.ir.graph.node(node.name), _fake(module, places.weights[node.name]))

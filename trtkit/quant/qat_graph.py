@@ -17,7 +17,7 @@ from trtkit.passes.dead_code import RemoveDeadCode
 from trtkit.passes.dedup import ShareInitializers
 from trtkit.quant.calibrate import Calibration
 from trtkit.quant.fake_quant import DOMAIN, FakeQuant, Left, nn
-from trtkit.quant.qdq import INT8_CODES, channel_axis, quantize, quantize_report
+from trtkit.quant.qdq import INT8_CODES, QUANTIZABLE, channel_axis, quantize, quantize_report
 
 
 class Places(NamedTuple):
@@ -72,7 +72,7 @@ def check_places(model: Model, places: Places) -> None:
     """Raise ModelError unless `quantize` would write Q/DQ just where the module rounds."""
     every = [*model.ir.graph.inputs, *(value for node in model.ir.graph for value in node.outputs)]
     any_range = Calibration({value.name or "": 1.0 for value in every}, "none", batches=0)
-    plan = quantize(model, None, skip=places.left, depthwise=True, calibration=any_range)
+    plan = quantize(model, None, ops=QUANTIZABLE, skip=places.left, depthwise=True, calibration=any_range)
     nodes = {choice.node for choice in quantize_report(plan) if choice.quantized and choice.op_type != "Add"}
     if forgotten := sorted(nodes - set(places.weights)):
         raise ModelError(f"The weights of {forgotten} are in no nn.Conv*, nn.ConvTranspose* or nn.Linear that the "
