@@ -422,6 +422,7 @@ def run(command, place, **variables):
 
 def test_parts(place):
     """What `test` runs: (name, program of .venv/bin and its arguments)."""
+    side_by_side = ["-n", str(max(1, min(os.cpu_count() or 1, 4))), "--dist"]  # each takes up to 2 GB of memory
     # without the options of pyproject.toml, which are for the tests of the package
     nbval = ["pytest", "-o", "addopts=", "--nbval", "--nbval-current-env", "-q"]
     nbval += ["--nbval-sanitize-with", os.path.join("notebooks", "sanitize.cfg")]
@@ -429,8 +430,8 @@ def test_parts(place):
         ("lint (ruff check)", ["ruff", "check", "."]),
         ("types (mypy)", ["mypy"]),
         ("import direction (import-linter)", ["lint-imports"]),
-        ("package tests (pytest)", ["pytest", "-q", "--durations", "10"]),
-        ("notebooks (nbval)", nbval + ["notebooks"]),
+        ("package tests (pytest)", ["pytest", "-q", "--durations", "10"] + side_by_side + ["worksteal"]),
+        ("notebooks (nbval)", nbval + side_by_side + ["loadfile", "notebooks"]),  # a notebook's cells stay together
     ]
 
 
