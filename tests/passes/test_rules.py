@@ -128,6 +128,21 @@ class TestConstantFolding:
         assert ops(model) == ["Add"]
         np.testing.assert_array_equal(Model(model.ir).run(x)["y"], wanted)
 
+    @pytest.mark.parametrize("indices", [
+        "int64[4, 2] i = {0, 0, 0, 2, 1, 1, -1, -3}", "int64[4, 1, 1] i = {1, 0, -1, 1}",
+        "int64[2, 2, 1] i = {0, 1, 1, -2}",
+    ])  # fmt: skip
+    @pytest.mark.parametrize("batch_dims", ["", "<batch_dims = 0>"])
+    def test_slices_picked_from_a_constant(self, indices: str, batch_dims: str) -> None:
+        model = parse(f"""float[2, 3] d = {{1, 2, 4, 8, 16, 32}}, {indices} |
+            g = GatherND {batch_dims} (d, i)  s = ReduceSum <keepdims = 0> (g)  y = Add(x, s)""")
+        assert ops(apply(model, FoldConstants)) == ["Add"]
+
+    def test_slices_picked_batch_by_batch(self) -> None:
+        model = parse("""float[2, 3] d = {1, 2, 4, 8, 16, 32}, int64[2, 1] i = {2, 0} |
+            g = GatherND <batch_dims = 1> (d, i)  s = ReduceSum <keepdims = 0> (g)  y = Add(x, s)""")
+        assert ops(apply(model, FoldConstants)) == ["Add"]
+
     def test_a_whole_constant_subgraph_folds_in_one_walk(self) -> None:
         after = apply(parse("""c = Constant <value_ints = [4]> ()
             k = Constant <value = float {2.0}> ()  e = Expand(k, c)  s = Sqrt(e)  y = Mul(x, s)"""), FoldConstants)

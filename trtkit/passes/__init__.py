@@ -193,7 +193,9 @@ def _run(graph: ir.Model, rule: Rewrite, index: Index, steps: list[Step]) -> Ind
         rule.index = None
     if not rule.done:
         return index
-    RemoveDeadCode()(graph)
+    clear = RemoveDeadCode()
+    clear.index = index  # what is new is there because somebody reads it
+    clear(graph)
     after = Index(graph)
     steps.append(Step(rule.title, rule.detail, len(index), len(after), time.perf_counter() - start))
     return after

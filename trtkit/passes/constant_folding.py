@@ -114,7 +114,7 @@ class FoldConstants(Learner):
     def _compute(self, node: ir.Node, inputs: dict[str, np.ndarray]) -> list[np.ndarray] | None:
         arguments: list[Any] = [None if value is None else inputs[value.name or ""] for value in node.inputs]
         try:
-            if node.op_type in _OWN:
+            if node.op_type in _OWN and not node.attributes.get_int("batch_dims", 0):
                 results = [_OWN[node.op_type](node, *arguments)]
             else:
                 operator = _operator(node.op_type, self.opset)
@@ -181,9 +181,17 @@ def _gathered_elements(node: ir.Node, data: np.ndarray, indices: np.ndarray) -> 
     return np.take_along_axis(data[tuple(others)], indices, axis)
 
 
+def _gathered_slices(_: ir.Node, data: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """The last axis of `indices` says where in data's first axes a number, or a slice, is taken from."""
+    return data[tuple(np.moveaxis(indices, -1, 0))]
+
+
 # Expand: two for each batch norm of some exporters, and NumPy is quicker than ONNX's reference, which does the same.
 # GatherElements: the reference (onnx 1.23) raises where one axis has length 1, as transformers write it for BERT.
-_OWN: dict[str, Callable[..., np.ndarray]] = {"Expand": _expanded, "GatherElements": _gathered_elements}
+# GatherND: the reference takes a millisecond for 300 numbers, of which Swin's masks pick thousands.
+_OWN: dict[str, Callable[..., np.ndarray]] = {
+    "Expand": _expanded, "GatherElements": _gathered_elements, "GatherND": _gathered_slices,
+}  # fmt: skip
 
 
 def _expands_little(node: ir.Node, inputs: dict[str, np.ndarray]) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from trtkit.passes.common import Rewrite, graphs_of, is_used, let_go
+from trtkit.passes.common import Rewrite, is_used, let_go
+from trtkit.passes.index import Index
 
 
 class RemoveDeadCode(Rewrite):
@@ -19,23 +20,21 @@ class RemoveDeadCode(Rewrite):
 
     title = "remove dead code"
 
-    def visit(self, graph: ir.Graph) -> None:
-        dead = []
-        for node in reversed(graph):
-            if not any(is_used(value) for value in node.outputs):
-                let_go(node)  # so that what only this node read, or a body of it, is dead, too
-                dead.append(node)
-                self.done[f"{node.op_type} removed"] += 1
-        if dead:
-            graph.remove(dead)  # all at once: one removal takes time in proportion to the graph's outputs
-        for name, value in tuple(graph.initializers.items()):
-            if not is_used(value) and not value.is_graph_input():
-                del graph.initializers[name]
-                self.done["unused weights removed"] += 1
-
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Bodies first, so that what only a dead body node read is dead in the outer graph too."""
         self.done.clear()
-        for graph in reversed(self.index.graphs if self.index else graphs_of(model.graph)):
-            self.visit(graph)
+        index = self.index or Index(model)
+        dead: dict[ir.Graph, list[ir.Node]] = {}
+        for node in reversed(index.nodes):
+            if isinstance(node.graph, ir.Graph) and not any(is_used(value) for value in node.outputs):
+                let_go(node)  # so that what only this node read, or a body of it, is dead, too
+                dead.setdefault(node.graph, []).append(node)
+                self.done[f"{node.op_type} removed"] += 1
+        for graph, nodes in dead.items():
+            graph.remove(nodes)  # all at once: one removal takes time in proportion to the graph's outputs
+        for graph in reversed(index.graphs):
+            for name, value in tuple(graph.initializers.items()):
+                if not is_used(value) and not value.is_graph_input():
+                    del graph.initializers[name]
+                    self.done["unused weights removed"] += 1
         return ir.passes.PassResult(model, modified=bool(self.done))
