@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trtkit.engine.verify import sqnr_db
 from trtkit.quant.formats import FloatFormat, IntFormat
 
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ def decibels(x: NDArray[Any], rounded: NDArray[Any]) -> float:
     >>> round(decibels(np.array([1.0, 1.0]), np.array([1.1, 0.9])), 6)
     20.0
     """
-    wide = x.astype(np.float64)
-    return float(10 * np.log10((wide**2).sum() / ((rounded - wide) ** 2).sum()))
+    return sqnr_db(rounded, x)
 
 
 def rounded(net: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
