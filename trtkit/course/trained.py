@@ -6,20 +6,30 @@ trained them. A network is loaded as an ONNX graph as its exporter wrote it: nob
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import trtkit
 from trtkit.course import nets, photos
+from trtkit.course.dates import shifted
 from trtkit.course.digits import digits
+from trtkit.course.nuclei import crops, lower_tiles
 from trtkit.course.paths import dataset
+from trtkit.course.signs import signs
 from trtkit.errors import DataError
 from trtkit.model import Model
 
+if TYPE_CHECKING:
+    import torch
+
 Batch = dict[str, np.ndarray]
+Examples = tuple[Batch, np.ndarray]  # inputs by name, and answers
 BATCH = 32
+CALIBRATION = 512
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,39 @@ def trained(name: str) -> Trained:
     return _LOAD[name]()
 
 
+def network(name: str) -> torch.nn.Module:
+    """One of the networks in `TRAINED` as a torch module with the same weights, in eval mode: to train it further.
+
+    >>> import torch
+    >>> network("digits")(torch.zeros(1, 1, 8, 8)).shape
+    torch.Size([1, 10])
+    """
+    import torch
+
+    task = trained(name)
+    if name == "mobilenet_v2":
+        return nets.mobilenet_v2()
+    module: torch.nn.Module = import_module(f"trtkit.course.recipes.{name}").network()
+    state = module.state_dict()  # batch norm's counters of batches are not in the graph, and not needed
+    for key, value in task.model.ir.graph.initializers.items():
+        if key in state and value.const_value is not None:
+            state[key] = torch.from_numpy(value.const_value.numpy().copy())
+    module.load_state_dict(state)
+    return module.eval()
+
+
+def learnt_from(name: str) -> Examples:
+    """What a network learnt from: its inputs by name, N of each, and N answers; DataError if we do not have that.
+
+    >>> inputs, answers = learnt_from("mnist")
+    >>> inputs["x"].shape, answers.shape
+    ((4000, 1, 28, 28), (4000,))
+    """
+    if name not in _LEARNT_FROM:
+        raise DataError(f"We do not have what {name!r} learnt from, only that of {', '.join(_LEARNT_FROM)}.")
+    return _LEARNT_FROM[name]()
+
+
 def evaluate(task: Trained, run: Callable[[Batch], Batch]) -> float:
     """The score of `run`, which is anything that computes a batch's outputs: Model.run or a session's run.
 
@@ -78,14 +121,32 @@ def batches(inputs: Batch, size: int = BATCH) -> list[Batch]:
 
 
 def accuracy(answers: np.ndarray) -> Callable[[list[Batch]], float]:
-    """A score: in how many rows the largest of a network's first output is at `answers`, (N,) integers.
+    """A score: in how many rows the largest of a network's first output is at `answers`, (N,) or (N, K) integers.
+
+    Of K answers in a row all have to be right.
 
     >>> accuracy(np.array([0, 1, 1]))([{"y": np.array([[2, 1], [0, 3]])}, {"y": np.array([[5, 4]])}]).__round__(3)
     0.667
     """
 
     def score(outputs: list[Batch]) -> float:
-        return float(np.mean(_top1(outputs, len(answers)) == answers))
+        right = _top1(outputs, len(answers)) == answers
+        return float(np.mean(right.reshape(len(right), -1).all(axis=1)))
+
+    return score
+
+
+def intersection_over_union(masks: np.ndarray) -> Callable[[list[Batch]], float]:
+    """A score of a mask: pixels that are in both, over pixels that are in either; logits above zero are inside.
+
+    >>> score = intersection_over_union(np.array([[True, True, False]]))
+    >>> score([{"y": np.array([[3.0, -1.0, 2.0]])}]).__round__(3)
+    0.333
+    """
+
+    def score(outputs: list[Batch]) -> float:
+        found = _first(outputs, len(masks)) > 0
+        return float((found & masks).sum() / (found | masks).sum())
 
     return score
 
@@ -96,27 +157,39 @@ def agreement(model: Model, test: list[Batch]) -> Callable[[list[Batch]], float]
     `model` computes its answers the first time that anything is scored.
     """
     kept: list[np.ndarray] = []
+    count = sum(len(next(iter(batch.values()))) for batch in test)
 
     def score(outputs: list[Batch]) -> float:
         if not kept:
-            kept.append(_top1([model.run(batch) for batch in test]))
-        return float(np.mean(_top1(outputs, len(kept[0])) == kept[0]))
+            kept.append(_top1([model.run(batch) for batch in test], count))
+        return float(np.mean(_top1(outputs, count) == kept[0]))
 
     return score
 
 
-def _top1(outputs: Iterable[Batch], count: int | None = None) -> np.ndarray:
-    """Where each row's first output is largest; DataError if there are not `count` rows, or a number is NaN."""
-    logits = np.concatenate([next(iter(batch.values())) for batch in outputs] or [np.zeros((0, 1))])
-    if count not in (None, len(logits)):
-        raise DataError(f"The score wants the outputs of all {count} test samples in their order, got {len(logits)}. "
-                        "Run every batch of .test, or call evaluate(task, run).")  # fmt: skip
-    found: np.ndarray = np.where(np.isnan(logits).any(axis=-1), -1, logits.argmax(axis=-1))  # no answer is wrong
+def _top1(outputs: list[Batch], count: int) -> np.ndarray:
+    """Where each row's first output is largest, (N, ...); -1 if a number is NaN: no answer is a wrong one."""
+    logits = _first(outputs, count)
+    found: np.ndarray = np.where(np.isnan(logits).any(axis=-1), -1, logits.argmax(axis=-1))
     return found
+
+
+def _first(outputs: list[Batch], count: int) -> np.ndarray:
+    """The first output of all batches as one array; DataError if it has not `count` rows."""
+    rows = sum(len(next(iter(batch.values()))) for batch in outputs)
+    if rows != count:
+        raise DataError(f"The score wants the outputs of all {count} test samples in their order, got {rows}. "
+                        "Run every batch of .test, or call evaluate(task, run).")  # fmt: skip
+    return np.concatenate([next(iter(batch.values())) for batch in outputs])
 
 
 def _shipped(name: str) -> Model:
     return trtkit.load(dataset(f"{name}/model.onnx"), name=name)
+
+
+def _arrays(name: str) -> dict[str, np.ndarray]:
+    with np.load(dataset(f"{name}/data.npz"), allow_pickle=False) as data:
+        return dict(data)
 
 
 def _mobilenet_v2() -> Trained:
@@ -131,13 +204,95 @@ def _mobilenet_v2() -> Trained:
 
 
 def _digits() -> Trained:
-    """A small CNN on scikit-learn's 8 x 8 digits; calibrated on a part of what it learnt from."""
-    learn, judge = digits()
+    """A small CNN on scikit-learn's 8 x 8 digits."""
+    return _classifier("digits", "vision", _small_digits(0), _small_digits(1))
+
+
+def _mnist() -> Trained:
+    """A small MobileNetV2 on MNIST."""
+    return _classifier("mnist", "vision", _pictures("mnist", 255), _pictures("mnist", 255, "test"))
+
+
+def _nuclei() -> Trained:
+    """A U-Net that finds the nuclei of cells, judged on a part of the photograph that it has not seen."""
+    data = _arrays("nuclei")
+    calibration, (x, mask) = crops(data, 128, seed=0)[0], lower_tiles(data)
     return Trained(
-        "digits", "vision", _shipped("digits"), batches({"x": learn.x[:512]}), batches({"x": judge.x}),
-        accuracy(judge.y), "accuracy",
+        "nuclei", "vision", _shipped("nuclei"), batches({"x": calibration}, 16), batches({"x": x}, 8),
+        intersection_over_union(mask > 0), "IoU",
     )  # fmt: skip
 
 
-_LOAD: dict[str, Callable[[], Trained]] = {"mobilenet_v2": _mobilenet_v2, "digits": _digits}
+def _signs() -> Trained:
+    """A small EfficientNet, with swish and squeeze-and-excitation, that tells 34 traffic signs apart."""
+    return _classifier("signs", "vision", _street(510, seed=2), _street(1020, seed=3))
+
+
+def _sentiment() -> Trained:
+    """A small transformer that says whether a sentence about a film praises it."""
+    return _classifier("sentiment", "text", _sentences(), _sentences("test"))
+
+
+def _dates() -> Trained:
+    """A transformer that reads a date in one of seven languages and writes it as ISO 8601 does.
+
+    The decoder is given the right characters so far. A date that is all right in this way is also what it writes on its
+    own: its first character is right, so the second is written behind the right one, and so on.
+    """
+    return _classifier("dates", "text", _written(), _written("test"), "exact match")
+
+
+def _spoken_digits() -> Trained:
+    """A DS-CNN that hears which digit was spoken, judged with voices that it never heard."""
+    return _classifier(
+        "spoken_digits", "audio", _pictures("spoken_digits", 100), _pictures("spoken_digits", 100, "test")
+    )
+
+
+def _classifier(name: str, kind: str, learnt: Examples, judged: Examples, metric: str = "accuracy") -> Trained:
+    """A shipped network whose answers are labels, calibrated on the first 512 samples that it learnt from."""
+    calibration = batches({key: array[:CALIBRATION] for key, array in learnt[0].items()})
+    inputs, answers = judged
+    return Trained(name, kind, _shipped(name), calibration, batches(inputs), accuracy(answers), metric)
+
+
+def _small_digits(part: int = 0) -> Examples:
+    return {"x": digits()[part].x}, digits()[part].y
+
+
+def _pictures(name: str, unit: float, split: str = "train") -> Examples:
+    """The stored pictures of one part of the data as floats, `unit` is one, and their answers."""
+    data = _arrays(name)
+    return {"x": data[f"{split}_x"] / np.float32(unit)}, data[f"{split}_y"]
+
+
+def _sentences(split: str = "train") -> Examples:
+    data = _arrays("sentiment")
+    return {"ids": data[f"{split}_x"].astype(np.int64)}, data[f"{split}_y"]
+
+
+def _written(split: str = "train") -> Examples:
+    data = _arrays("dates")
+    answers = data[f"{split}_y"].astype(np.int64)
+    return {"read": data[f"{split}_x"].astype(np.int64), "written": shifted(answers)}, answers
+
+
+def _tiles() -> Examples:
+    x, mask = crops(_arrays("nuclei"), 480, seed=0)
+    return {"x": x}, mask
+
+
+def _street(count: int = 6000, seed: int = 1) -> Examples:
+    pictures, answers = signs(count, seed)
+    return {"x": pictures / np.float32(255)}, answers
+
+
+_LOAD: dict[str, Callable[[], Trained]] = {
+    "mobilenet_v2": _mobilenet_v2, "digits": _digits, "mnist": _mnist, "nuclei": _nuclei, "signs": _signs,
+    "sentiment": _sentiment, "dates": _dates, "spoken_digits": _spoken_digits,
+}  # fmt: skip
+_LEARNT_FROM: dict[str, Callable[[], Examples]] = {
+    "digits": _small_digits, "mnist": lambda: _pictures("mnist", 255), "nuclei": _tiles, "signs": _street,
+    "sentiment": _sentences, "dates": _written, "spoken_digits": lambda: _pictures("spoken_digits", 100),
+}  # fmt: skip
 TRAINED: tuple[str, ...] = tuple(_LOAD)
