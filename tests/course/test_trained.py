@@ -160,7 +160,7 @@ def test_exact_match_wants_every_character() -> None:
 
 def test_the_dates_network_writes_on_its_own_what_its_score_says() -> None:
     """Decoding greedily, with its own characters as input, gives the same exact matches as the right ones do."""
-    one, count = task("dates"), 64
+    one, count = task("dates"), 32
     read, answers = one.test[0]["read"][:count], one.test[0]["written"][:count]
     written = np.zeros((count, dates.WRITE + 1), np.int64)
     written[:, 0] = dates.START
