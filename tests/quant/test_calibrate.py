@@ -59,8 +59,12 @@ def literal_divergence(counts: np.ndarray, i: int, levels: int) -> float:
 @given(st.integers(0, 1000), st.sampled_from(["normal", "exponential", "outlier", "relu"]))
 def test_entropy_is_the_published_divergence(seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
-    x = {"normal": rng.standard_normal(3000), "exponential": rng.exponential(size=3000),
-         "outlier": np.append(rng.standard_normal(3000), 40.0), "relu": np.maximum(rng.standard_normal(3000), 0)}[kind]
+    x = {
+        "normal": rng.standard_normal(3000),
+        "exponential": rng.exponential(size=3000),
+        "outlier": np.append(rng.standard_normal(3000), 40.0),
+        "relu": np.maximum(rng.standard_normal(3000), 0),
+    }[kind]
     calibrator = EntropyCalibrator(512)
     calibrator.observe(x)
     divergence = calibrator.divergence()
@@ -76,6 +80,23 @@ def test_entropy_clips_an_outlier_and_max_does_not() -> None:
     entropy.observe(x)
     largest.observe(x)
     assert entropy.amax() < 20 and largest.amax() == 100.0
+
+
+@pytest.mark.parametrize("shades", [2, 16, 100])
+def test_entropy_keeps_all_of_a_few_values(shades: int) -> None:
+    """With one value alone in the range nothing is merged either, and the divergence is 0: no reason to clip."""
+    grey = np.random.default_rng(0).integers(0, shades, 100_000) / (shades - 1)
+    calibrator = EntropyCalibrator()
+    calibrator.observe(grey.astype(np.float32))
+    assert calibrator.amax() == 1.0
+
+
+def test_entropy_takes_the_narrowest_of_ranges_that_clip_the_same() -> None:
+    """Between 1 and the outlier there is nothing: 128 bins, the fewest, hold all the rest."""
+    calibrator = EntropyCalibrator()
+    calibrator.observe(np.append(np.linspace(0, 1, 99_999) ** 2, 50.0))
+    divergence = calibrator.divergence()
+    assert divergence[0] == divergence[50] and calibrator.amax() == pytest.approx(50 * 128 / 2048)
 
 
 @pytest.mark.parametrize("levels, best", [(7, 5.03), (127, 9.89)])
