@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.resident import forget_peak, memory
 from trtkit.bench.optimizers import OPTIMIZERS, TINY, Optimizer, trtkit_at
 
 CONTENDERS: dict[str, Callable[[], Optimizer]] = OPTIMIZERS | {
@@ -49,18 +50,6 @@ def op_counts(file: str | Path) -> dict[str, int]:
         for node in graph_nodes(file)
     )
     return dict(sorted(counts.items()))
-
-
-def memory(field: str) -> int:
-    """Bytes of resident memory of this process: VmRSS now, VmHWM the most since `forget_peak`."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def ready(contender: str) -> Optimizer:

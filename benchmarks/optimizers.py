@@ -20,16 +20,10 @@ number of that output.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
-import os
-import select
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import synthetic, zoo
+from benchmarks.children import Child, Failed, in_memory, take_turns
 from benchmarks.optimizer_child import CONTENDERS, op_counts
 from trtkit.bench import record
 from trtkit.bench.measure import Measurement
@@ -50,92 +45,10 @@ NEAR = 1.5  # times the fastest: what still counts as fast
 COMMAND = "python3 -m benchmarks.optimizers"
 
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-
-
-class Failed(Exception):
-    """A contender gave no answer; says why."""
-
-
-class Child:
-    """A module in a process of its own, which prints a JSON object at its start, for each line and at the end."""
-
-    def __init__(self, module: str, *arguments: object) -> None:
-        command = [sys.executable, "-m", module, *map(str, arguments)]
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by `stop`
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=ENVIRONMENT
-        )
-
-    def answer(self, timeout: float) -> dict[str, Any]:
-        """What it prints next. Raises Failed if that takes too long, or if it ends before."""
-        out = self._process.stdout
-        assert out is not None
-        if not select.select([out], [], [], timeout)[0]:
-            self.stop()
-            raise Failed(f"took more than {timeout:.0f} s")
-        line = out.readline()
-        if not line.endswith("\n"):
-            code = self._process.wait()
-            self._errors.seek(0)
-            last = [line for line in self._errors.read().strip().splitlines() if line.strip()][-1:]
-            raise Failed(f"exit code {code}: {''.join(last)[:300]}")
-        result: dict[str, Any] = json.loads(line)
-        return result
-
-    def ask(self, timeout: float) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # then it has ended, and `answer` says why
-            self._process.stdin.write("\n")
-            self._process.stdin.flush()
-        return self.answer(timeout)
-
-    def end(self, timeout: float) -> dict[str, Any]:
-        """Its last answer."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        return self.answer(timeout)
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            if stream is not None:
-                stream.close()
-
-
 def race(source: Path, targets: dict[str, Path], turns: int, timeout: float = TIMEOUT) -> dict[str, dict[str, Any]]:
     """Contenders that take turns on one file: their samples and what is left, or {"failed": why}."""
     children = {name: Child("benchmarks.optimizer_child", name, source, target) for name, target in targets.items()}
-    results: dict[str, dict[str, Any]] = {name: {"seconds": [], "cpu": [], "peak_bytes": 0} for name in children}
-
-    def each(step: Callable[[str, Child], object]) -> None:
-        for name, child in children.items():
-            if "failed" not in results[name]:
-                try:
-                    step(name, child)
-                except Failed as why:
-                    results[name] = {"failed": str(why)}
-
-    def turn(name: str, child: Child) -> None:
-        mine = results[name]
-        if sum(mine["seconds"]) > ENOUGH:
-            return
-        found = child.ask(timeout)
-        mine["peak_bytes"] = mine["peak_bytes"] or found["peak_bytes"]
-        for what in ("seconds", "cpu"):
-            mine[what].append(found[what])
-
-    try:
-        each(lambda _, child: child.answer(timeout))
-        for _ in range(turns):
-            each(turn)
-        each(lambda name, child: results[name].update(child.end(timeout)))
-    finally:
-        for child in children.values():
-            child.stop()
-    return results
+    return take_turns(children, turns, timeout, ENOUGH)
 
 
 def compare(original: Path, *optimised: Path) -> list[dict[str, Any]]:
@@ -216,11 +129,6 @@ def nodes(ops: dict[str, int]) -> int:
 def is_good(extra: dict[str, Any]) -> bool:
     """Whether the optimised graph is valid and computes the same."""
     return bool(extra["valid"] and extra["error"] is not None and extra["error"] <= TOLERANCE)
-
-
-def in_memory() -> str | None:
-    """A folder whose files lie in memory, or None for the usual one."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def networks(names: list[str], contenders: list[str], repeats: int, keep: Path | None, until: float) -> None:

@@ -1,0 +1,369 @@
+"""Our post-training quantisation against ONNX Runtime's and NVIDIA ModelOpt's: score, seconds, memory, engines.
+
+    python3 -m benchmarks.ptq                            # everything: records and tables
+    python3 -m benchmarks.ptq --only digits              # some networks
+    python3 -m benchmarks.ptq --contenders trtkit-max    # some contenders
+    python3 -m benchmarks.ptq --modelopt /opt/m/bin/python  # ModelOpt lives in another Python, see README.md
+    python3 -m benchmarks.ptq --part memory              # peak memory with once, 4 and 16 times the data
+    python3 -m benchmarks.ptq --part readme              # the tables from the records into README.md, nothing is run
+
+On every network of `trtkit.course.trained`. Each contender gets the same FP32 file and the same calibration batches, in
+a process of its own, and writes a quantised file; `benchmarks.ptq_child` has the calls. All files are then run and
+scored the same way: by ONNX Runtime on the CPU with every Q and DQ computed as it stands, and no integer kernels in
+their place (`Reference(exact=True)`), since those round otherwise on every kind of CPU. Where ONNX Runtime has no
+kernel for a type, as for most of BF16, it computes in float32 between casts: what is scored is rounding, not speed.
+TensorRT-RTX builds an engine of each file, and `trtkit.lint` counts which products became 8-bit in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.children import Child, in_memory, take_turns
+from benchmarks.ptq_child import CONTENDERS
+from trtkit.bench import record
+from trtkit.bench.measure import Measurement
+
+OURS = tuple(name for name in CONTENDERS if name.startswith("trtkit"))
+INT8 = tuple(f"trtkit-{method}" for method in ("max", "percentile", "mse", "entropy"))
+THEIRS = tuple(name for name in CONTENDERS if name not in OURS)
+PEERS_INT8 = tuple(name for name in THEIRS if not name.endswith("fp8"))
+GROWING = ("trtkit-percentile", "trtkit-entropy", "onnxruntime-minmax", "onnxruntime-entropy", "modelopt-entropy")
+TIMES = (1, 4, 16)
+ROWS = {"mobilenet_v2": 4}  # of the batch whose repetition is watched: ONNX Runtime keeps 90 MB for each picture
+TIMEOUT = 900  # seconds a contender may take for one network
+ENOUGH = 6.0  # seconds; whoever took so long altogether gets no further turn: there is no noise to average over
+WITHIN = 0.002  # of a score: what counts as no worse
+COMMAND = "python3 -m benchmarks.ptq"
+README = Path(__file__).with_name("README.md")
+MARKS = ("<!-- ptq: made by python3 -m benchmarks.ptq --part readme -->", "<!-- ptq: end -->")
+
+
+def child(contender: str, python: str, *arguments: object) -> Child:
+    """The process of one contender; ModelOpt's in the Python that has it."""
+    own = sys.executable if not contender.startswith("modelopt") else python
+    return Child("benchmarks.ptq_child", contender, *arguments, python=own)
+
+
+def write_batches(batches: Iterable[dict[str, np.ndarray]], folder: Path) -> Path:
+    folder.mkdir()
+    for number, batch in enumerate(batches):
+        np.savez(folder / f"{number:05d}.npz", **batch)
+    return folder
+
+
+def network(name: str, contenders: Sequence[str], turns: int, python: str, folder: Path) -> None:
+    """All contenders on one network: quantise, score, build; write the records, print a line for each."""
+    import trtkit
+    from trtkit.course.trained import trained
+
+    task = trained(name)
+    source = trtkit.save(task.model, folder / "fp32.onnx")
+    calibration = write_batches(task.calibration, folder / "calibration")
+    targets = {contender: folder / f"{contender}.onnx" for contender in contenders}
+    children = {c: child(c, python, source, calibration, target) for c, target in targets.items()}
+    results = take_turns(children, turns, TIMEOUT, ENOUGH)
+    judge = Judge(task, source)
+    for contender, result in results.items():
+        report(name, contender, result, judge, targets[contender])
+
+
+class Judge:
+    """What a quantised file of a network is worth, held against the FP32 file."""
+
+    def __init__(self, task: Any, source: Path) -> None:
+        self.task = task
+        self.samples = sum(len(next(iter(batch.values()))) for batch in task.test)
+        self.wanted = self._outputs(source)
+        self.fp32 = float(task.score(self.wanted))
+
+    def _outputs(self, file: Path) -> list[dict[str, np.ndarray]]:
+        from trtkit.reference import Reference
+
+        reference = Reference(str(file), exact=True)
+        return [reference.run(batch) for batch in self.task.test]
+
+    def score(self, file: Path) -> dict[str, Any]:
+        """Score and decibels; {"failed": why} if ONNX Runtime cannot run it, or a number is not finite."""
+        from trtkit.errors import TrtkitError
+        from trtkit.quant.sensitivity import sqnr_db
+
+        try:
+            outputs = self._outputs(file)
+            found = {
+                "score": round(float(self.task.score(outputs)), 6),
+                "sqnr_db": round(sqnr_db(self.wanted, outputs), 2),
+            }
+        except TrtkitError as why:
+            return {"failed": str(why).splitlines()[0][:300]}
+        return found | {
+            "fp32": round(self.fp32, 6),
+            "metric": self.task.metric,
+            "kind": self.task.kind,
+            "samples": self.samples,
+        }
+
+
+def engine(file: Path) -> dict[str, Any]:
+    """What TensorRT made of a file: [[operator, type, quantised in the graph, so in the engine], ...], or why not."""
+    import trtkit
+    from trtkit.errors import TrtkitError
+    from trtkit.quant.quantized_graph import QuantizedGraph
+
+    try:
+        model = trtkit.load(file)
+        built = trtkit.build(model, verify=False)  # scored already; without a GPU there is nothing else to run
+        if model.precision in ("fp16", "bf16"):
+            return {"built": True, "products": []}
+        products = trtkit.lint(model, built).counts()
+    except TrtkitError as why:
+        return {"built": False, "why": " ".join(str(why).split())[:300]}
+    graph = QuantizedGraph(model)
+    return {"built": True, "products": [*products, *_in_blocks(graph, built)]}
+
+
+def _in_blocks(graph: Any, built: Any) -> Iterator[tuple[str, str, int, int]]:
+    """Products with INT4 weights: how many there are, and for how many the kernel itself decodes the weight."""
+    import onnx_ir as ir
+
+    from trtkit.quant.quantized_graph import code_type
+
+    groups: dict[str, list[bool]] = {}
+    for node in graph.products:
+        dq = node.inputs[1].producer() if node.inputs[1] is not None else None
+        if dq is not None and dq.op_type == "DequantizeLinear" and code_type(dq) == ir.DataType.INT4:
+            together = any({dq.name, node.name} <= set(layer.onnx_nodes) for layer in built.layers)
+            groups.setdefault(node.op_type, []).append(together)
+    for op, found in groups.items():
+        yield op, "Int4", len(found), sum(found)
+
+
+def report(name: str, contender: str, result: dict[str, Any], judge: Judge, target: Path) -> None:
+    """Write one contender's record and print its line."""
+    key = f"ptq-{name}/{contender}"
+    found = result if "failed" in result else judge.score(target)
+    if "failed" in found:
+        print(f"{name:14s} {contender:22s} FAILED {found['failed']}", flush=True)
+        record.remove(key)
+        return
+    built = engine(target)
+    extra = found | {
+        "prepare_s": round(median(result["prepare"]), 4), "cpu_s": round(median(result["cpu"]), 4),
+        "peak_mb": round(result["peak_bytes"] / 1e6, 1), "file_mb": round(target.stat().st_size / 1e6, 2),
+        "engine": built, "versions": result["versions"],
+    }  # fmt: skip
+    times = Measurement.from_samples([1e3 * s for s in result["seconds"]])
+    record.save(key, times, command=COMMAND, extra=extra, unit="s")
+    counts = " ".join(f"{kind} {op} {have}/{want}" for op, kind, want, have in built.get("products", ()))
+    print(f"{name:14s} {contender:22s} {100 * extra['score']:7.2f} (FP32 {100 * judge.fp32:.2f}) {extra['sqnr_db']:6.1f} dB "
+          f"{times.median_ms / 1e3:7.2f} s (cpu {extra['cpu_s']:.2f}) {extra['peak_mb']:6.0f} MB  "
+          + (counts or "built" if built["built"] else f"NOT BUILT {built['why'][:120]}"), flush=True)  # fmt: skip
+
+
+def growth(name: str, contenders: Sequence[str], python: str, folder: Path) -> None:
+    """Peak memory with once, 4 and 16 times the data."""
+    import trtkit
+    from trtkit.course.trained import trained
+
+    task = trained(name)
+    source = trtkit.save(task.model, folder / "fp32.onnx")
+    rows = ROWS.get(name, len(next(iter(task.calibration[0].values()))))
+    batch = {key: array[:rows] for key, array in task.calibration[0].items()}
+    calibration = write_batches([batch], folder / "calibration")
+    for contender in contenders:
+        peaks = []
+        for times in TIMES:
+            one = child(contender, python, source, calibration, folder / "out.onnx", times)
+            result = take_turns({contender: one}, 1, TIMEOUT, ENOUGH)[contender]
+            key = f"ptq-memory-{name}/{contender}-{times}"
+            if "failed" in result:
+                print(f"{name:14s} {contender:22s} FAILED {result['failed']}", flush=True)
+                record.remove(key)
+                break
+            peaks.append(result["peak_bytes"] / 1e6)
+            extra = {"samples": rows * times, "peak_mb": round(peaks[-1], 1), "cpu_s": round(result["cpu"][0], 4)}
+            record.save(
+                key, Measurement.from_samples([1e3 * result["seconds"][0]]), command=COMMAND, extra=extra, unit="s"
+            )
+        print(f"{name:14s} {contender:22s} " + " -> ".join(f"{peak:.1f}" for peak in peaks) + " MB", flush=True)
+
+
+# the tables, from the records
+
+
+def found(prefix: str = "ptq-") -> dict[str, record.Records]:
+    """The records by network, in the order of `TRAINED`."""
+    from trtkit.course.trained import TRAINED
+
+    kept = set(record.keys())
+    return {name: record.load(prefix + name) for name in TRAINED if prefix + name in kept}
+
+
+def tables() -> str:
+    """All of them as Markdown, and what is true of them."""
+    parts = [scores(), costs(), memories(), engines(), verdicts()]
+    return "\n\n".join(part for part in parts if part)
+
+
+_SHORT = {"onnxruntime": "ORT", "modelopt": "ModelOpt"}
+
+
+def _heading(contender: str) -> str:
+    whose, _, what = contender.partition("-")
+    name = what.upper() if what in ("fp16", "bf16", "fp8", "int4") else what
+    return f"{_SHORT[whose]} {name}" if whose in _SHORT else name
+
+
+def _row(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
+    return "\n".join([_row(head), "|" + "---|" * left + "---:|" * (len(head) - left), *map(_row, rows)])
+
+
+def scores() -> str:
+    columns = (*OURS, *THEIRS)
+    rows = []
+    for name, records in found().items():
+        some = next(iter(records.values())).extra
+        cells = [f"{100 * records[c].extra['score']:.2f}" if c in records else "–" for c in columns]
+        rows.append([name, f"{some['metric']}, {some['samples']}", f"{100 * some['fp32']:.2f}", *cells])
+    return _table(["network", "score, samples", "FP32", *map(_heading, columns)], rows, 2)
+
+
+def costs() -> str:
+    """Seconds of the processor, and the memory taken, to calibrate and quantise."""
+    columns = ("trtkit-max", "trtkit-percentile", "trtkit-mse", "trtkit-entropy", *PEERS_INT8)
+    rows = []
+    for name, records in found().items():
+        cells = [
+            f"{r.extra['cpu_s']:.2f} s, {r.extra['peak_mb']:.0f} MB" if (r := records.get(c)) else "–" for c in columns
+        ]
+        rows.append([name, *cells])
+    return _table(["network", *map(_heading, columns)], rows)
+
+
+def memories() -> str:
+    rows = []
+    for name, records in found("ptq-memory-").items():
+        cells = []
+        for contender in GROWING:
+            peaks = [r.extra["peak_mb"] for times in TIMES if (r := records.get(f"{contender}-{times}"))]
+            cells.append(" → ".join(f"{peak:.1f}" for peak in peaks) or "–")
+        samples = [str(r.extra["samples"]) for times in TIMES if (r := records.get(f"{GROWING[0]}-{times}"))]
+        rows.append([name, " → ".join(samples), *cells])
+    return _table(["network", "samples", *(f"{_heading(c)} MB" for c in GROWING)], rows) if rows else ""
+
+
+def engines() -> str:
+    """Of every file of ours: products that are 8-bit (INT4: whose kernel decodes the weight) of those that should be."""
+    rows = [[name, *(_products(records.get(c)) for c in (*OURS, *THEIRS))] for name, records in found().items()]
+    return _table(["network", *map(_heading, (*OURS, *THEIRS))], rows)
+
+
+def _products(one: record.Record | None) -> str:
+    if one is None:
+        return "–"
+    engine = one.extra["engine"]
+    if not engine["built"]:
+        return "refused"
+    want, have = (sum(counts[i] for counts in engine["products"]) for i in (2, 3))
+    return f"{have} of {want}" if want else "builds"
+
+
+def verdicts() -> str:
+    """The targets, each with what holds and where it does not."""
+    worse, slow, unfused, growing, networks = [], [], [], [], found()
+    ratios, gaps = [], []
+    for name, records in networks.items():
+        mine = max(records[c].extra["score"] for c in INT8 if c in records)
+        theirs = max((records[c].extra["score"] for c in PEERS_INT8 if c in records), default=0.0)
+        gaps.append(mine - theirs)
+        if mine < theirs - WITHIN:
+            worse.append(f"{name} {100 * (mine - theirs):+.2f}")
+        if {"trtkit-entropy", "onnxruntime-entropy"} <= records.keys():
+            ratios.append(records["onnxruntime-entropy"].extra["cpu_s"] / records["trtkit-entropy"].extra["cpu_s"])
+            if ratios[-1] < 2:
+                slow.append(f"{name} {ratios[-1]:.1f}x")
+        for contender in OURS:
+            if contender in records and not _whole(records[contender].extra["engine"]):
+                unfused.append(f"{name} {_heading(contender)} ({_products(records[contender])})")
+    for name, records in found("ptq-memory-").items():
+        for contender in ("trtkit-percentile", "trtkit-entropy"):
+            first, last = (records[f"{contender}-{times}"].extra["peak_mb"] for times in (TIMES[0], TIMES[-1]))
+            if last > 1.1 * first + 2:
+                growing.append(f"{name} {_heading(contender)} {first:.0f} to {last:.0f} MB")
+    count = len(networks)
+    lines = [
+        f"- Score, our best calibrator against their best, at most {100 * WITHIN:.1f} points lower: "
+        + _holds(count, worse) + (f" ({100 * min(gaps):+.2f} to {100 * max(gaps):+.2f} points)" if gaps else ""),
+        "- Calibration by entropy in at most half of ONNX Runtime's seconds of the processor: "
+        + _holds(count, slow) + (f" ({min(ratios):.1f} to {max(ratios):.1f} times faster)" if ratios else ""),
+        f"- Memory the same with {TIMES[-1]} times the data (within 10 % and 2 MB): " + _holds(count, growing),
+        "- Every file of ours builds, and every product that is quantised in the graph is so in the engine: "
+        + _holds(count, unfused),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _whole(engine: dict[str, Any]) -> bool:
+    return engine["built"] and all(want == have for _, _, want, have in engine["products"])
+
+
+def _holds(count: int, misses: Sequence[str]) -> str:
+    return f"holds on all {count} networks" if not misses else f"missed: {', '.join(misses)}"
+
+
+def into_readme(text: str, tables: str) -> str:
+    """README with the tables between its two marks. ValueError where the marks are not there."""
+    before, begin, rest = text.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not begin or not end:
+        raise ValueError(f"README.md lacks the marks {MARKS[0]} and {MARKS[1]} between which the tables go.")
+    return f"{before}{begin}\n\n{tables}\n\n{end}{after}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    from trtkit.course.trained import TRAINED
+
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=("networks", "memory", "readme", "table", "all"), default="all")
+    parser.add_argument("--only", nargs="+", default=list(TRAINED), choices=TRAINED, metavar="NETWORK")
+    parser.add_argument(
+        "--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS), metavar="CONTENDER"
+    )
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument(
+        "--modelopt", default=sys.executable, metavar="PYTHON", help="a Python that has nvidia-modelopt"
+    )
+    parser.add_argument("--keep", type=Path, help="folder for the quantised files; by default they are thrown away")
+    chosen = parser.parse_args(argv)
+    for name in chosen.only:
+        for part in ("networks", "memory"):
+            if chosen.part not in (part, "all"):
+                continue
+            with tempfile.TemporaryDirectory(dir=in_memory()) as temporary:
+                folder = chosen.keep / f"{name}-{part}" if chosen.keep else Path(temporary)
+                folder.mkdir(parents=True, exist_ok=True)
+                if part == "networks":
+                    network(name, chosen.contenders, chosen.turns, chosen.modelopt, folder)
+                else:
+                    growth(name, [c for c in GROWING if c in chosen.contenders], chosen.modelopt, folder)
+    if chosen.part in ("table", "all"):
+        print(tables())
+    if chosen.part == "readme":
+        README.write_text(into_readme(README.read_text(), tables()))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
