@@ -10,8 +10,9 @@
 On every network of `trtkit.course.trained`. Each contender gets the same FP32 file and the same calibration batches, in
 a process of its own, and writes a quantised file; `benchmarks.ptq_child` has the calls. All files are then run and
 scored the same way: by ONNX Runtime on the CPU with every Q and DQ computed as it stands, and no integer kernels in
-their place (`Reference(exact=True)`), since those round otherwise on every kind of CPU. Where ONNX Runtime has no
-kernel for a type, as for most of BF16, it computes in float32 between casts: what is scored is rounding, not speed.
+their place (`Reference(exact=True)`), since those round otherwise on every kind of CPU. FP16 it computes in float32
+between casts; for BF16 it has no kernels, and `trtkit.quant.widen` writes the graph in float32 with every tensor rounded
+to BF16. So what is scored is rounding, not speed.
 TensorRT-RTX builds an engine of each file, and `trtkit.lint` counts which products became 8-bit in it.
 """
 
@@ -86,9 +87,12 @@ class Judge:
         self.fp32 = float(task.score(self.wanted))
 
     def _outputs(self, file: Path) -> list[dict[str, np.ndarray]]:
-        from trtkit.reference import Reference
+        import trtkit
+        from trtkit.quant.widen import in_float32
 
-        reference = Reference(str(file), exact=True)
+        model = trtkit.load(file)
+        model = in_float32(model, rounded=True) if model.precision == "bf16" else model
+        reference = model.open_reference(exact=True)
         return [reference.run(batch) for batch in self.task.test]
 
     def score(self, file: Path) -> dict[str, Any]:

@@ -121,8 +121,10 @@ def quantize(
     codes = codes_of(dtype)
     check_float(model, skip)
     if model.opset < MIN_OPSET:
-        raise ModelError(f"{model.name!r} has opset {model.opset}; one scale per channel came with {MIN_OPSET}. "
-                         "Convert it first: onnx.version_converter.convert_version(model, 17).")
+        raise ModelError(
+            f"{model.name!r} has opset {model.opset}; one scale per channel came with {MIN_OPSET}. "
+            "Convert it first: onnx.version_converter.convert_version(model, 17)."
+        )
     graph = working_copy(model)
     infer_shapes(graph)
     if codes is not INT8_CODES:
@@ -178,8 +180,9 @@ def check_float(model: Model, skip: Collection[str]) -> None:
     """Raise ModelError for a model that is not plainly float32, or lacks a node that is to be skipped."""
     done = [op for op in model.op_counts if "uantize" in op or op.startswith("QLinear") or op.endswith("Integer")]
     if done:
-        raise ModelError(f"{model.name!r} is quantised already: it has {', '.join(done)}. "
-                         "Start from its float32 original.")
+        raise ModelError(
+            f"{model.name!r} is quantised already: it has {', '.join(done)}. Start from its float32 original."
+        )
     if model.precision != "fp32":
         raise ModelError(f"{model.name!r} is in {model.precision}; quantise the float32 model instead.")
     unknown = sorted(set(skip) - {node.name for node in model.ir.graph})
@@ -322,9 +325,7 @@ class _Writer:
         return node
 
 
-def quantize_weight(
-    weight: np.ndarray, axis: int | None, kind: Codes = INT8_CODES
-) -> tuple[np.ndarray, np.ndarray]:
+def quantize_weight(weight: np.ndarray, axis: int | None, kind: Codes = INT8_CODES) -> tuple[np.ndarray, np.ndarray]:
     """Round a weight to codes: of INT8, those from -127 to 127.
 
     Args:
@@ -365,5 +366,7 @@ def _summary(
     what = ", ".join(f"{count} {op}" for op, count in counts.most_common())
     left = Counter(choice.reason for choice in choices.values() if not choice.quantized)
     why = "".join(f"; {count} left in float: {reason}" for reason, count in left.most_common())
-    return (f"{what} in {dtype}, {len(places) - len(chosen)} residual branches, "
-            f"{len(calibration)} ranges by {calibration.method} from {calibration.batches} batches{why}")
+    return (
+        f"{what} in {dtype}, {len(places) - len(chosen)} residual branches, "
+        f"{len(calibration)} ranges by {calibration.method} from {calibration.batches} batches{why}"
+    )
