@@ -11,9 +11,9 @@ On every network of `trtkit.course.trained`. Each contender gets the same FP32 f
 a process of its own, and writes a quantised file; `benchmarks.ptq_child` has the calls. All files are then run and
 scored the same way: by ONNX Runtime on the CPU with every Q and DQ computed as it stands, and no integer kernels in
 their place (`Reference(exact=True)`), since those round otherwise on every kind of CPU. FP16 it computes in float32
-between casts; for BF16 it has no kernels, and `trtkit.quant.widen` writes the graph in float32 with every tensor rounded
-to BF16. So what is scored is rounding, not speed.
-TensorRT-RTX builds an engine of each file, and `trtkit.lint` counts which products became 8-bit in it.
+between casts; for BF16 it has no kernels, and `trtkit.quant.widen` writes the graph in float32 with every tensor
+rounded to BF16. So what is scored is rounding, not speed. TensorRT-RTX builds an engine of each file, and `trtkit.lint`
+counts which products became 8-bit in it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,11 @@ def child(contender: str, python: str, *arguments: object) -> Child:
 
 
 def write_batches(batches: Iterable[dict[str, np.ndarray]], folder: Path) -> Path:
-    folder.mkdir()
+    """A file for each batch; without a last smaller one, since ONNX Runtime's histograms want equal shapes."""
+    folder.mkdir(exist_ok=True)
+    batches = list(batches)
+    shapes = [{name: array.shape for name, array in batch.items()} for batch in batches]
+    batches = [batch for batch, shape in zip(batches, shapes, strict=True) if shape == shapes[0]]
     for number, batch in enumerate(batches):
         np.savez(folder / f"{number:05d}.npz", **batch)
     return folder
@@ -167,9 +171,10 @@ def report(name: str, contender: str, result: dict[str, Any], judge: Judge, targ
     times = Measurement.from_samples([1e3 * s for s in result["seconds"]])
     record.save(key, times, command=COMMAND, extra=extra, unit="s")
     counts = " ".join(f"{kind} {op} {have}/{want}" for op, kind, want, have in built.get("products", ()))
-    print(f"{name:14s} {contender:22s} {100 * extra['score']:7.2f} (FP32 {100 * judge.fp32:.2f}) {extra['sqnr_db']:6.1f} dB "
-          f"{times.median_ms / 1e3:7.2f} s (cpu {extra['cpu_s']:.2f}) {extra['peak_mb']:6.0f} MB  "
-          + (counts or "built" if built["built"] else f"NOT BUILT {built['why'][:120]}"), flush=True)  # fmt: skip
+    points = f"{100 * extra['score']:7.2f} (FP32 {100 * judge.fp32:.2f}) {extra['sqnr_db']:6.1f} dB"
+    cost = f"{times.median_ms / 1e3:7.2f} s (cpu {extra['cpu_s']:.2f}) {extra['peak_mb']:6.0f} MB"
+    layers = counts or "built" if built["built"] else f"NOT BUILT {built['why'][:120]}"
+    print(f"{name:14s} {contender:22s} {points} {cost}  {layers}", flush=True)
 
 
 def growth(name: str, contenders: Sequence[str], python: str, folder: Path) -> None:
@@ -269,7 +274,7 @@ def memories() -> str:
 
 
 def engines() -> str:
-    """Of every file of ours: products that are 8-bit (INT4: whose kernel decodes the weight) of those that should be."""
+    """Products that are 8-bit (INT4: whose own kernel decodes the weight) in the engine, of those in the graph."""
     rows = [[name, *(_products(records.get(c)) for c in (*OURS, *THEIRS))] for name, records in found().items()]
     return _table(["network", *map(_heading, (*OURS, *THEIRS))], rows)
 
@@ -320,7 +325,8 @@ def verdicts() -> str:
 
 
 def _whole(engine: dict[str, Any]) -> bool:
-    return engine["built"] and all(want == have for _, _, want, have in engine["products"])
+    """Built, and its 8-bit products are 8-bit; weights in INT4 may be decoded by a kernel of their own."""
+    return engine["built"] and all(want == have for _, kind, want, have in engine["products"] if kind != "Int4")
 
 
 def _holds(count: int, misses: Sequence[str]) -> str:
