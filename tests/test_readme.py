@@ -119,3 +119,10 @@ def test_table_of_engine_effects_is_what_the_records_say() -> None:
     from benchmarks import engine_effects
 
     assert engine_effects.table() in (ROOT / "benchmarks" / "README.md").read_text()
+
+
+def test_tables_of_quantisation_are_what_the_records_say() -> None:
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import ptq
+
+    assert ptq.tables() in (ROOT / "benchmarks" / "README.md").read_text()

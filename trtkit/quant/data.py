@@ -18,6 +18,8 @@ def stream(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The tapped tensors batch after batch, one batch in memory at a time; `progress` is called when one is done with.
 
+    Each dict is emptied before the next batch is computed, or two batches of tensors would be in memory.
+
     Raises:
         DataError: there is no batch, or one does not fit the model, or a tensor holds NaN or infinity.
     """
@@ -34,6 +36,7 @@ def stream(
             check_finite(name, tensor, count)
         count += 1
         yield tensors
+        tensors.clear()
         if progress is not None:
             progress(count, total)
     if not count:
