@@ -76,7 +76,7 @@ def test_each_operator(nodes: str, weights: dict[str, tuple[int, ...]], scales: 
 def test_each_operator_in_fp8(nodes: str, weights: dict[str, tuple[int, ...]], outputs: str) -> None:
     """What comes out is the operator on numbers of E4M3, as ml_dtypes rounds them."""
     model = net(nodes, weights, outputs)
-    fp8 = quantize(model, data(), dtype="fp8")
+    fp8 = quantize(model, data(), dtype="fp8", depthwise=True)  # few channels, which would stay float
     onnx.checker.check_model(fp8.to_proto(), full_check=True)
     graph = fp8.ir.graph
     assert graph.initializers["w_fp8"].dtype == ir.DataType.FLOAT8E4M3FN
@@ -147,9 +147,21 @@ def test_what_tensorrt_would_dequantise_stays_float() -> None:
     assert quantize(model, data(), "max", ops=QUANTIZABLE).op_counts["QuantizeLinear"] == 2
     large = net("a = Conv <pads = [3, 3, 3, 3]> (x, w) y = Conv(a, v)", {"w": (4, 4, 7, 7), "v": (4, 4, 4, 1)})
     assert [choice.quantized for choice in quantize_report(quantize(large, data(), "max"))] == [True, True]
-    first, second = quantize_report(quantize(large, data(), dtype="fp8"))
+    first, second = quantize_report(quantize(large, data(), dtype="fp8", depthwise=True))
     assert "49 positions" in first.reason and second.quantized
-    assert observable(large)["nodes"] == ["Conv_0", "Conv_1"] and observable(large, dtype="fp8")["nodes"] == ["Conv_1"]
+    assert observable(large)["nodes"] == ["Conv_0", "Conv_1"]
+    assert observable(large, dtype="fp8", depthwise=True)["nodes"] == ["Conv_1"]
+
+
+def test_few_channels_stay_float_in_fp8_alone() -> None:
+    model = net("a = Conv(x, w) b = Conv(a, v) y = Conv(b, u)",
+                {"w": (17, 4, 1, 1), "v": (17, 17, 1, 1), "u": (16, 17, 1, 1)}, "float[n, 16, 6, 6] y")  # fmt: skip
+    assert [choice.quantized for choice in quantize_report(quantize(model, data(), "max"))] == [True] * 3
+    report = quantize_report(quantize(model, data(), dtype="fp8"))
+    assert [choice.quantized for choice in report] == [False, True, False]
+    assert "it has 16 channels or fewer on one side" in report[0].reason
+    all_of_it = quantize_report(quantize(model, data(), dtype="fp8", depthwise=True))
+    assert [choice.quantized for choice in all_of_it] == [True] * 3
 
 
 def test_refusals() -> None:
