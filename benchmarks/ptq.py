@@ -322,8 +322,17 @@ def verdicts() -> str:
         + _holds(len(found("ptq-memory-")), list(_growing())),
         "Every file of ours builds, and every product that is 8-bit in the graph is so in the engine: "
         + _holds(len(networks), unfused),
+        "Signal to noise of the outputs, mean of all networks: " + ", ".join(_decibels(networks)),
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _decibels(networks: dict[str, record.Records]) -> Iterator[str]:
+    """The INT8 contenders that every network has, with their mean."""
+    for contender in (*INT8, *PEERS_INT8):
+        values = [records[contender].extra["sqnr_db"] for records in networks.values() if contender in records]
+        if len(values) == len(networks):
+            yield f"{_heading(contender)} {np.mean(values):.1f} dB"
 
 
 def _best(records: record.Records, contenders: Iterable[str]) -> float:

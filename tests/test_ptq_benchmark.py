@@ -71,7 +71,7 @@ def test_a_child_says_why_it_failed(tmp_path: Path) -> None:
 
 def keep(name: str, contender: str, **other: Any) -> None:
     extra = {
-        "score": 0.9, "fp32": 0.91, "metric": "accuracy", "samples": 100, "cpu_s": 1.0, "peak_mb": 10.0,
+        "score": 0.9, "fp32": 0.91, "metric": "accuracy", "samples": 100, "cpu_s": 1.0, "peak_mb": 10.0, "sqnr_db": 30.0,
         "engine": {"built": True, "products": [["Conv", "Int8", 2, 2]]},
     } | other  # fmt: skip
     record.save(f"ptq-{name}/{contender}", Measurement.from_samples([1.0]), command="test", extra=extra, unit="s")
@@ -88,6 +88,7 @@ def test_targets_are_held(records: Path) -> None:
     assert "missed" not in said and "FP8, ours against ModelOpt's, at most 0.2 points lower: not measured" in said
     assert "holds on all 1 networks (-0.10 to -0.10 points)" in said
     assert "3.0 to 3.0 times faster" in said
+    assert "mean of all networks: max 30.0 dB, entropy 30.0 dB, ORT entropy 30.0 dB" in said
     assert "| digits | accuracy, 100 | 91.00 |" in ptq.scores() and "3.00 s, 10 MB" in ptq.costs()
     assert "2 of 2" in ptq.engines() and "10.0 → 10.5 → 10.9" in ptq.memories()
 
@@ -102,7 +103,7 @@ def test_targets_are_missed(records: Path) -> None:
         for contender in ("trtkit-percentile", "trtkit-entropy"):
             keep("memory-digits", f"{contender}-{times}", peak_mb=peak)
     said = ptq.verdicts().splitlines()
-    assert ["missed" in line for line in said] == [True] * 5
+    assert ["missed" in line for line in said] == [True] * 5 + [False]
     assert "digits -40.00" in said[0] and "digits -30.00" in said[1] and "digits 1.5x" in said[2]
     assert "10 to 60 MB" in said[3] and "digits max (refused)" in said[4] and "digits entropy (2 of 3)" in said[4]
 
