@@ -71,7 +71,8 @@ def test_a_child_says_why_it_failed(tmp_path: Path) -> None:
 
 def keep(name: str, contender: str, **other: Any) -> None:
     extra = {
-        "score": 0.9, "fp32": 0.91, "metric": "accuracy", "samples": 100, "cpu_s": 1.0, "peak_mb": 10.0, "sqnr_db": 30.0,
+        "score": 0.9, "fp32": 0.91, "metric": "accuracy", "samples": 100, "sqnr_db": 30.0,
+        "cpu_s": 1.0, "peak_mb": 10.0,
         "engine": {"built": True, "products": [["Conv", "Int8", 2, 2]]},
     } | other  # fmt: skip
     record.save(f"ptq-{name}/{contender}", Measurement.from_samples([1.0]), command="test", extra=extra, unit="s")
