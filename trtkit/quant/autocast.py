@@ -54,9 +54,8 @@ def autocast(
     ['MatMul fp16: default', 'Exp fp32: wide_range']
     """
     if precision not in LOW or io not in ("fp32", "low"):
-        raise ModelError(
-            f"autocast knows the precisions {sorted(LOW)} and io 'fp32' or 'low', not {precision!r} and {io!r}."
-        )
+        raise ModelError(f"autocast knows the precisions {sorted(LOW)} and io 'fp32' or 'low', "
+                         f"not {precision!r} and {io!r}.")
     start = time.perf_counter()
     graph = working_copy(model)
     infer_shapes(graph)
@@ -87,10 +86,8 @@ def _check_names(model: Model, keep_fp32: Collection[str]) -> None:
     names, ops = [node.name or "" for node in model.ir.graph], set(model.op_counts)
     for pattern in keep_fp32:
         if pattern not in ops and not matching(names, pattern):
-            raise ModelError(
-                f"keep_fp32: {model.name!r} has no node or operator {pattern!r}. "
-                f"Its operators are {', '.join(sorted(ops))}."
-            )
+            raise ModelError(f"keep_fp32: {model.name!r} has no node or operator {pattern!r}. "
+                             f"Its operators are {', '.join(sorted(ops))}.")
 
 
 def _ranges(model: Model, graph: ir.Model, data: Iterable[Batch]) -> dict[str, float]:

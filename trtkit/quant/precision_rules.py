@@ -27,33 +27,11 @@ _SURELY_FINE = 2.0**-17  # root mean square above which FP16's smallest step, 2^
 HEADROOM = 0.5  # data seen in calibration may be exceeded twofold
 
 # Results span more powers of two than FP16 has, whatever the input.
-_WIDE_RANGE = {
-    "Exp",
-    "Pow",
-    "Log",
-    "Reciprocal",
-    "CumSum",
-    "ReduceSumSquare",
-    "ReduceL2",
-    "ReduceLogSum",
-    "ReduceProd",
-    "ReduceLogSumExp",
-    "LpNormalization",
-    "LRN",
-    "MeanVarianceNormalization",
-}
+_WIDE_RANGE = {"Exp", "Pow", "Log", "Reciprocal", "CumSum", "ReduceSumSquare", "ReduceL2", "ReduceLogSum", "ReduceProd",
+               "ReduceLogSumExp", "LpNormalization", "LRN", "MeanVarianceNormalization"}
 _REDUCTIONS = {"ReduceSum", "ReduceMean", "ReduceL1", "GlobalAveragePool", "GlobalLpPool"}
-_TYPE_IN_ATTRIBUTE = {
-    "ConstantOfShape",
-    "EyeLike",
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "Bernoulli",
-    "Multinomial",
-    "Constant",
-}
+_TYPE_IN_ATTRIBUTE = {"ConstantOfShape", "EyeLike", "RandomNormal", "RandomNormalLike", "RandomUniform",
+                      "RandomUniformLike", "Bernoulli", "Multinomial", "Constant"}
 _NO_BF16_KERNEL = {"HardSwish", "ConvTranspose", "GRU"}  # seen: TensorRT-RTX builds none of these in BF16
 
 
@@ -174,14 +152,7 @@ def activation_range(node: ir.Node, setting: Setting) -> str | None:
 
 Rule = Callable[[ir.Node, Setting], str | None]
 RULES: tuple[Rule, ...] = (
-    user,
-    type_system,
-    no_kernel,
-    index_arithmetic,
-    wide_range,
-    long_reduction,
-    weights,
-    activation_range,
+    user, type_system, no_kernel, index_arithmetic, wide_range, long_reduction, weights, activation_range,
 )
 
 
