@@ -161,6 +161,18 @@ def test_whole_numbers_are_those_of_quantizelinear(kind: IntFormat, zero: bool) 
     np.testing.assert_array_equal(kind.decode(codes, scale, int(zero_point)), numbers)
 
 
+def test_codes_of_more_than_8_bits_have_room() -> None:
+    x = np.linspace(-1, 1, 1001)
+    for bits in (9, 12, 16):
+        kind = IntFormat(f"INT{bits}", -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        step = 1 / kind.highest
+        assert kind.dtype == np.int16 and np.abs(kind.round(x, step) - x).max() <= step / 2 * 1.001
+    assert IntFormat("UINT12", 0, 4095).dtype == np.uint16 and IntFormat("INT24", -(2**23), 2**23 - 1).encode(
+        x, 2.0**-23
+    ).max() == 2**23 - 1
+    assert (INT8.dtype, INT4.dtype, UINT4.dtype) == (np.int8, np.int8, np.uint8)
+
+
 def test_a_scale_for_each_channel() -> None:
     x = np.random.default_rng(3).standard_normal((4, 3, 5)).astype(np.float32)
     scale = np.float32([0.1, 0.2, 0.4]).reshape(3, 1)

@@ -163,7 +163,8 @@ class IntFormat:
     @property
     def dtype(self) -> np.dtype:
         """The whole bytes that hold a code."""
-        return np.dtype(np.int8 if self.lowest < 0 else np.uint8)
+        bits = 8 if self.bits <= 8 else 16 if self.bits <= 16 else 32
+        return np.dtype(f"int{bits}" if self.lowest < 0 else f"uint{bits}")
 
     def encode(self, x: np.ndarray, scale: np.ndarray | float, zero_point: np.ndarray | int = 0) -> np.ndarray:
         """`round(x / scale) + zero_point`, half to even, saturated; the division in the type of x.
