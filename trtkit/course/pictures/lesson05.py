@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from trtkit.plot.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
 TINTS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY)
-TYPES = {"Float": BLUE, "Half": ORANGE, "BFloat16": GREEN, "mixed": GREY}
+TYPES = {"Float": BLUE, "Half": ORANGE, "BFloat16": GREEN, "Int8": VERMILION, "mixed": GREY}
+WORDS = {"Float": "FP32", "Half": "FP16", "BFloat16": "BF16", "Int8": "INT8", "mixed": "both"}
 
 
 def similarity(matrices: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Figure:
@@ -132,13 +133,13 @@ def by_layer(curves: Mapping[str, Sequence[float]]) -> Figure:
     return fig
 
 
-def codes_on(values: NDArray[Any], grids: Mapping[str, NDArray[Any]]) -> Figure:
+def codes_on(values: NDArray[Any], grids: Mapping[str, NDArray[Any]], what: str = "weights") -> Figure:
     """A histogram of numbers, and below it the grids that formats lay over them."""
     fig, (upper, lower) = plt.subplots(2, 1, figsize=(9, 1.6 + 0.42 * len(grids)), sharex=True,
                                        height_ratios=[1.3, 0.38 * len(grids)])  # fmt: skip
     upper.hist(values.ravel(), bins=201, color=GREY)
     upper.set_yscale("log")
-    upper.set_ylabel("weights")
+    upper.set_ylabel(what)
     for y, numbers in enumerate(grids.values()):
         lower.vlines(
             numbers, y - 0.35, y + 0.35, color=TINTS[y % len(TINTS)], linewidth=0.6 if numbers.size > 40 else 1.3
@@ -236,9 +237,9 @@ def kernel_types(engines: Mapping[str, Sequence[tuple[str, str, str]]], width: i
         y += -(-len(kernels) // width) + 0.15
     axis.set(xlim=(-1.0, width + 0.05), ylim=(y - 0.5, -0.5))
     axis.axis("off")
-    handles = [Patch(color=tint, alpha=0.45, label=what) for what, tint in
-               (("FP32", BLUE), ("FP16", ORANGE), ("BF16", GREEN), ("both", GREY))]  # fmt: skip
-    fig.legend(handles=handles, loc="lower center", ncols=4, fontsize=8, bbox_to_anchor=(0.5, -0.08))
+    seen = {dtype for kernels in engines.values() for _, *both in kernels for dtype in both}
+    handles = [Patch(color=tint, alpha=0.45, label=WORDS[dtype]) for dtype, tint in TYPES.items() if dtype in seen]
+    fig.legend(handles=handles, loc="lower center", ncols=5, fontsize=8, bbox_to_anchor=(0.5, -0.08))
     fig.tight_layout()
     return fig
 
