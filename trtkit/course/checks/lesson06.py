@@ -125,7 +125,7 @@ def _off(code: int, value: float) -> float:
 
 
 def _why_code(total: int, m: int, shift: int, code: int, value: float) -> str:
-    start = f"{total} * {m} / 2**{shift} is {value:.2f}, and you give {code}: "
+    start = f"{total} * {m} / 2**{shift} is {value:.4g}, and you give {code}: "
     if abs(value) > 128:
         return start + "what is beyond the largest code becomes the largest, and what is below -128 becomes that."
     if code == int(np.floor(value)):
@@ -176,8 +176,10 @@ def check_equalise(equalise: Callable[[NDArray[Any], NDArray[Any]], Any]) -> Non
                         f"({len(w1)},): rows of w1, columns of w2.")  # fmt: skip
     if not (np.isfinite(scales) & (scales > 0)).all():
         channel = int(np.flatnonzero(~(np.isfinite(scales) & (scales > 0)))[0])
-        raise NotSolved(f"The factor of channel {channel} is {scales[channel]:g}. Factors have to be positive and "
-                        "finite, or ReLU does not let them through: what of a channel with nothing but zeros?")  # fmt: skip
+        raise NotSolved(
+            f"The factor of channel {channel} is {scales[channel]:g}. Factors have to be positive and finite, or ReLU "
+            "does not let them through. What of a channel with nothing but zeros?"
+        )
     before, best, yours = (quality_in_int8(layers, s, x) for s in (np.ones(len(w1)), equalisation(w1, w2), scales))
     ranges = {f"{what}, {name}": np.maximum(np.abs(w).max(axis=axis), 1e-4) for what, w, v, axis in
               (("first weight", w1, w1 / scales[:, None], 1), ("second weight", w2, w2 * scales, 0))
@@ -185,7 +187,7 @@ def check_equalise(equalise: Callable[[NDArray[Any], NDArray[Any]], Any]) -> Non
     halves = {f"{what} weight": {state: ranges[f"{what} weight, {state}"] for state in ("before", "yours")}
               for what in ("first", "second")}  # fmt: skip
     show(lesson06.channel_ranges(halves), "Ranges of the channels in both weights, before and after.")
-    if yours < best - 0.5:
+    if yours < best - 2:
         raise NotSolved(f"Before: {before:.1f} dB, with your factors {yours:.1f} dB, and {best:.1f} dB can be had. "
                         + _why_factors(scales, w1, w2))  # fmt: skip
     print(f"Right: from {before:.1f} to {yours:.1f} dB, and in float32 nothing has changed.")
