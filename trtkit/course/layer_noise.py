@@ -13,7 +13,7 @@ from trtkit.course.rounding import decibels
 from trtkit.errors import ModelError
 from trtkit.graph.taps import Batch, Taps
 from trtkit.model import Model
-from trtkit.passes.common import Names, array, constant, initializer, working_copy
+from trtkit.passes.common import Names, array, constant, infer_shapes, initializer, working_copy
 from trtkit.passes.dead_code import RemoveDeadCode
 from trtkit.quant.calibrate import INT8_MAX
 from trtkit.quant.formats import INT8
@@ -86,6 +86,13 @@ def _alone(node: ir.Node, x: NDArray[np.float32]) -> LayerNoise:
     )
 
 
+def noise_behind(model: Model, other: Model, batch: Batch) -> list[float]:
+    """Signal to noise in dB behind each Conv and Gemm of `model` in `other`, which has tensors of the same names."""
+    names = [node.outputs[0].name or "" for node in _products(model)]
+    want, have = (Taps(each, names).run(batch) for each in (model, other))
+    return [decibels(want[name], have[name]) for name in names]
+
+
 def round_weights(
     model: Model, bits: int, per_channel: bool = True, means: Mapping[str, NDArray] | None = None
 ) -> Model:
@@ -141,7 +148,11 @@ def _mean_of(node: ir.Node, weight: NDArray, means: NDArray) -> NDArray:
 
 
 def _products(model: Model, graph: ir.Model | None = None) -> Iterator[ir.Node]:
-    for node in (graph or model.ir).graph:
+    """The nodes to look at, of a graph or of a copy of the model's own."""
+    if graph is None:
+        graph = working_copy(model)
+    infer_shapes(graph)
+    for node in graph.graph:
         if node.op_type in ("Conv", "Gemm"):
             if (reason := why_no_weights(node)) or len(node.inputs) < 3 or constant(node.inputs[2]) is None:
                 raise ModelError(f"{node.name!r} in {model.name!r} needs a constant weight and a bias: "

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtkit.engine.verify import sqnr_db
-from trtkit.quant.formats import FloatFormat, IntFormat
+from trtkit.quant.formats import UINT8, FloatFormat, IntFormat
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,21 @@ def int_blocks(x: NDArray[Any], kind: IntFormat, block: int) -> NDArray[Any]:
     scale = (np.abs(blocks).max(axis=1, keepdims=True) / kind.highest).astype(np.float16).astype(np.float32)
     scale[scale == 0] = 1  # nothing but zeros, which any scale holds
     return kind.round(blocks, scale).reshape(x.shape)
+
+
+def affine_codes(x: NDArray[Any], kind: IntFormat = UINT8) -> tuple[NDArray[Any], float, int]:
+    """Codes, scale and zero point such that all codes are used and the number 0 is met exactly.
+
+    The range is that of x, widened to include 0. `kind.decode(*affine_codes(x))` is x as these codes hold it.
+
+    >>> codes, scale, zero = affine_codes(np.array([-1.0, 0.0, 3.1]))
+    >>> codes.tolist(), round(scale, 6), zero
+    ([0, 62, 255], 0.016078, 62)
+    """
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    scale = float(np.float32((high - low) / (kind.highest - kind.lowest) or 1.0))
+    zero = int(kind.lowest + np.rint(-low / scale))
+    return kind.encode(x, scale, zero), scale, zero
 
 
 def decibels(x: NDArray[Any], rounded: NDArray[Any]) -> float:

@@ -81,7 +81,7 @@ def check_longest(longest: Callable[[int, int, int], Any]) -> None:
 def sums_and_multipliers() -> tuple[NDArray[np.int32], list[tuple[int, int]]]:
     """Exercise 3's sums, small ones and large ones, and multipliers as (m, shift): m / 2 ** shift."""
     rng = np.random.default_rng(6)
-    sums = np.concatenate([np.arange(-40, 41), rng.integers(-300_000, 300_000, 400), [2_000_000, -2_000_000]])
+    sums = np.concatenate([np.arange(-40, 41), rng.integers(-500_000, 500_000, 400), [2_000_000, -2_000_000]])
     return sums.astype(np.int32), [(1_503_238_554, 31 + 11), (1_073_741_824, 30 + 12), (2_040_109_465, 31 + 9)]
 
 

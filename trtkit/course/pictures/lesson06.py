@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from trtkit.course.layer_noise import LayerNoise
@@ -28,6 +29,7 @@ def few_bits(
     right.set(xlabel="bits of a weight", ylabel=f"answers unchanged, of {views}", ylim=(-1, views + 1))
     for axis in (left, right):
         axis.set_xticks(list(bits))
+    right.yaxis.set_major_locator(MaxNLocator(integer=True))
     left.legend(fontsize=8)
     fig.tight_layout()
     return fig
@@ -39,7 +41,7 @@ def errors(x: NDArray[Any], error: NDArray[Any], step: float, sample: NDArray[An
     left.plot(x, error / step, color=BLUE, linewidth=1.2)
     left.axhspan(-0.5, 0.5, color=GREEN, alpha=0.1)
     left.set(xlabel="x", ylabel="error, in steps", ylim=(min(-0.9, float((error / step).min()) * 1.1), 0.9))
-    right.hist(np.clip(sample / step, -0.6, 0.6), bins=48, range=(-0.6, 0.6), color=GREY, density=True)
+    right.hist(np.clip(sample.ravel() / step, -0.6, 0.6), bins=48, range=(-0.6, 0.6), color=GREY, density=True)
     right.plot([-0.5, -0.5, 0.5, 0.5], [0, 1, 1, 0], color=VERMILION, linewidth=1.4, label="uniform")
     right.set(xlabel="error of real weights, in steps", ylabel="density")
     right.legend(fontsize=8, loc="lower center")
@@ -86,11 +88,11 @@ def channel_ranges(panels: Mapping[str, Mapping[str, NDArray[Any]]]) -> Figure:
 def maps(panels: Mapping[str, NDArray[Any]]) -> Figure:
     """Small matrices of whole numbers, each number written into its place."""
     fig, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 2.9), squeeze=False)
+    low, high = (pick(int(pick(matrix.ravel())) for matrix in panels.values()) for pick in (min, max))
     for axis, (title, matrix) in zip(axes[0], panels.items(), strict=True):
-        axis.imshow(matrix, cmap="YlGnBu")
-        middle = (int(matrix.min()) + int(matrix.max())) / 2
+        axis.imshow(matrix, cmap="YlOrRd_r", vmin=low, vmax=high)
         for (y, x), value in np.ndenumerate(matrix):
-            tint = "white" if value > middle else "black"
+            tint = "white" if value < (low + high) / 2 else "black"
             axis.text(x, y, str(int(value)), ha="center", va="center", fontsize=8, color=tint)
         axis.set_title(title, fontsize=9)
         axis.axis("off")
@@ -112,9 +114,10 @@ def largest_sums(layers: Sequence[LayerNoise], largest: int = 127) -> Figure:
             axis.plot(*zip(*mine, strict=True), "o", color=tint, markersize=5, label=name)
     for bits in (16, 32):
         axis.axhline(bits - 1, color=VERMILION, linestyle="--", linewidth=1)
-        axis.text(0.2, bits - 0.8, f"int{bits} ends", fontsize=8, color=VERMILION, va="bottom")
-    axis.set(xlabel="layer, in order", ylabel="size of a sum, as a power of two", ylim=(12, 33))
-    axis.legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.62))
+        axis.text(place[-1] + 1.2, bits - 0.9, f"int{bits} ends", fontsize=8, color=VERMILION, va="bottom")
+    axis.set(xlabel="layer, in order", ylabel="size of a sum, as a power of two", ylim=(12, 34))
+    axis.set_xlim(-1, place[-1] + 7)
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.45, 0.84), ncols=3)
     fig.tight_layout()
     return fig
 
@@ -129,7 +132,7 @@ def layer_by_layer(layers: Sequence[LayerNoise], through: Mapping[str, Sequence[
     left.plot(place, predicted, color=GREY, linewidth=1, label="their noise added")
     left.plot(place, [layer.both_db for layer in layers], "x", color="black", markersize=4, label="both rounded")
     left.set_title("each layer alone", fontsize=9)
-    left.set(xlabel="layer, in order", ylabel="signal to noise, dB", ylim=(0, 64))
+    left.set(xlabel="layer, in order", ylabel="signal to noise, dB", ylim=(0, 75))
     left.legend(fontsize=8, ncols=2, loc="upper left")
     for (name, values), tint in zip(through.items(), (GREEN, VERMILION), strict=False):
         right.plot(place, values, ".-", color=tint, markersize=4, linewidth=1, label=name)
