@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 import trtkit
+from trtkit.engine.engine import Engine
 from trtkit.engine.layers import Layer, LayerTensor
 from trtkit.errors import ModelError
 from trtkit.model import Model
@@ -72,6 +74,22 @@ def kernel_types(layers: Sequence[Layer]) -> list[tuple[str, str, str]]:
         return found.pop() if len(found) == 1 else "mixed"
 
     return [(layer.ops, of(layer.inputs), of(layer.outputs)) for layer in layers if layer.launches]
+
+
+_BYTES = {"Float": 4, "Half": 2, "BFloat16": 2, "Int8": 1, "FP8": 1, "Int32": 4, "Int64": 8, "Bool": 1}
+
+
+def traffic(engine: Engine) -> tuple[int, int]:
+    """Bytes of tensors that an engine's kernels read and write, weights apart, and how many kernels there are.
+
+    Shapes have to be fixed: give `build` one shape for each input.
+
+    >>> traffic(trtkit.build(block("y = Relu(x)"), verify=False, isolate=False))
+    (802816, 4)
+    """
+    kernels = [layer for layer in engine.layers if layer.launches]
+    tensors = [tensor for kernel in kernels for tensor in (*kernel.inputs, *kernel.outputs)]
+    return sum(math.prod(tensor.shape) * _BYTES[tensor.dtype] for tensor in tensors), len(kernels)
 
 
 _CALLS = {

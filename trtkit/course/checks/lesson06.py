@@ -104,7 +104,7 @@ def check_requantize(requantize: Callable[[NDArray[np.int32], int, int], Any]) -
             off = _off(int(code), float(value))
             if off > 0.5 + 1e-9:
                 hint = _why_code(int(total), m, shift, int(code), float(value))
-                wrong.append((abs(value) <= 128, off, hint))
+                wrong.append((-128 <= value <= 127, off, hint))
     show(_codes_over_values(*drawn[0]), "Your codes over the exact values.")
     if wrong:
         raise NotSolved(max(wrong)[2])
@@ -126,7 +126,7 @@ def _off(code: int, value: float) -> float:
 
 def _why_code(total: int, m: int, shift: int, code: int, value: float) -> str:
     start = f"{total} * {m} / 2**{shift} is {value:.4g}, and you give {code}: "
-    if abs(value) > 128:
+    if not -128 <= value <= 127:
         return start + "what is beyond the largest code becomes the largest, and what is below -128 becomes that."
     if code == int(np.floor(value)):
         return start + "a shift rounds down. Add a half before, which is 1 << (shift - 1)."

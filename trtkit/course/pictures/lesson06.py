@@ -175,19 +175,21 @@ def against_engine(mine: NDArray[Any], theirs: NDArray[Any], exact: NDArray[Any]
     return fig
 
 
-def price(engines: Mapping[str, tuple[float, int]], times: Mapping[str, Mapping[int, float]]) -> Figure:
+def price(engines: Mapping[str, tuple[int, int]], times: Mapping[str, Mapping[int, float]]) -> Figure:
     """Left: megabytes that an engine's kernels read and write, and how many kernels; right: times of products.
 
-    engines[name] = (MB, kernels); times[name][n] = ms of a product of two (n, n) matrices.
+    engines[name] = (bytes, kernels); times[name][n] = ms of a product of two (n, n) matrices.
     """
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.0))
     names = list(engines)
-    left.barh(names, [engines[name][0] for name in names], color=[BLUE, ORANGE, VERMILION][: len(names)], height=0.6)
-    for y, name in enumerate(names):
-        left.text(
-            engines[name][0], y, f" {engines[name][0]:.0f} MB, {engines[name][1]} kernels", va="center", fontsize=8
-        )
-    left.set(xlabel="MB read and written between kernels", xlim=(0, 1.5 * max(mb for mb, _ in engines.values())))
+    left.barh(
+        names, [engines[name][0] / 1e6 for name in names], color=[BLUE, ORANGE, VERMILION][: len(names)], height=0.6
+    )
+    for y, (moved, kernels) in enumerate(engines.values()):
+        left.text(moved / 1e6, y, f" {moved / 1e6:.0f} MB, {kernels} kernels", va="center", fontsize=8)
+    left.set(
+        xlabel="MB read and written between kernels", xlim=(0, 1.5 * max(moved for moved, _ in engines.values()) / 1e6)
+    )
     left.invert_yaxis()
     left.grid(axis="y", visible=False)
     base = next(iter(times.values()))
