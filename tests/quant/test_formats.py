@@ -167,9 +167,10 @@ def test_codes_of_more_than_8_bits_have_room() -> None:
         kind = IntFormat(f"INT{bits}", -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
         step = 1 / kind.highest
         assert kind.dtype == np.int16 and np.abs(kind.round(x, step) - x).max() <= step / 2 * 1.001
-    assert IntFormat("UINT12", 0, 4095).dtype == np.uint16 and IntFormat("INT24", -(2**23), 2**23 - 1).encode(
-        x, 2.0**-23
-    ).max() == 2**23 - 1
+    assert (
+        IntFormat("UINT12", 0, 4095).dtype == np.uint16
+        and IntFormat("INT24", -(2**23), 2**23 - 1).encode(x, 2.0**-23).max() == 2**23 - 1
+    )
     assert (INT8.dtype, INT4.dtype, UINT4.dtype) == (np.int8, np.int8, np.uint8)
 
 
