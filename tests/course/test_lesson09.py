@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+import trtkit
 from trtkit.course.checks import NotSolved
 from trtkit.course.checks import lesson09 as checks
+from trtkit.course.paths import dataset
 from trtkit.course.pictures import lesson09 as pictures
 
 torch = pytest.importorskip("torch")
@@ -25,11 +27,12 @@ def gradient(x: Any, step: float, upstream: Any) -> Any:
     return np.where((ratio > -7) & (ratio < 7), upstream, 0)
 
 
-def learn_step(x: Any, rate: float = 0.05, updates: int = 400) -> float:
-    step = 2 * np.abs(x).mean() / np.sqrt(7)
+def learn_step(x: Any, rate: float = 0.03, updates: int = 300) -> float:
+    step = np.abs(x).max() / 7
     for _ in range(updates):
-        y = checks.CODES.round(x, step)
-        step *= np.exp(-rate * checks.step_gradient(x, step, 2 * (y - x)) * step / (y**2).sum())
+        off = checks.CODES.round(x, step) - x
+        slope = checks.step_gradient(x, step, 2 * off) * step / (off**2).sum()
+        step *= np.exp(-rate * slope)
     return float(step)
 
 
@@ -57,7 +60,7 @@ WRONG: list[tuple[Any, Any, str]] = [
     (checks.check_gradient, lambda x, s, u: u, "changes nothing"),
     (checks.check_gradient, lambda x, s, u: np.abs(x / s) < 7, "not 1"),
     (checks.check_gradient, lambda x, s, u: np.where(np.abs(x / s) < 7, u, -1), "beyond it is not"),
-    (checks.check_gradient, lambda x, s, u: gradient(x, 2 * s, u), "it should be"),
+    (checks.check_gradient, lambda x, s, u: 1.5 * gradient(x, s, u), "it should be"),
     (checks.check_gradient, lambda x, s, u: u / 0.0 * 0, "NaN"),
     (checks.check_step_gradient, lambda x, s, u: None, "nothing yet"),
     (checks.check_step_gradient, lambda x, s, u: u * codes(x, s), "one number|x / step away"),
@@ -70,7 +73,7 @@ WRONG: list[tuple[Any, Any, str]] = [
     (checks.check_learned_step, lambda x: -1.0, "positive"),
     (checks.check_learned_step, lambda x: np.abs(x).max() / 7, "too long"),
     (checks.check_learned_step, lambda x: learn_step(x) / 2, "too short"),
-    (checks.check_learned_step, lambda x: learn_step(x, updates=3, rate=0.001), "too"),
+    (checks.check_learned_step, lambda x: learn_step(x, updates=3), "too long"),
     (checks.check_equalized, lambda a, b, c: None, "three arrays"),
     (checks.check_equalized, lambda a, b, c: (a, b, c[:2]), "of shape"),
     (checks.check_equalized, lambda a, b, c: (a, b, c), "differ still"),
@@ -102,8 +105,8 @@ def test_the_gradient_of_the_step_is_the_slope_of_the_loss() -> None:
     for step in (0.2, 0.3, 0.4, 0.6, 0.9):
         error, fake = loss(step)
         error.backward()
-        slope = float((loss(step + 0.01)[0] - loss(step - 0.01)[0]) / 0.02)
-        assert float(fake.growth.grad) / step == pytest.approx(slope, abs=0.01)
+        slope = (loss(step + 0.01)[0] - loss(step - 0.01)[0]).item() / 0.02
+        assert fake.growth.grad.item() / step == pytest.approx(slope, abs=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -116,29 +119,46 @@ def digits() -> Any:
 
 
 def test_the_network_is_the_shipped_one(digits: Any) -> None:
-    from trtkit.course.trained import evaluate, trained
-
     net, _, judge = digits
-    task = trained("mnist")
-    assert rescue.accuracy(net, judge) == pytest.approx(evaluate(task, task.model.run), abs=1e-6) and not net.training
+    shipped = trtkit.load(dataset("mnist/model.onnx"))
+    (logits,) = shipped.run({"x": judge.x[:200].numpy()}).values()
+    with torch.inference_mode():
+        mine = net(judge.x[:200]).numpy()
+    assert np.abs(mine - logits).max() < 1e-3 * np.abs(logits).max() and not net.training
+    assert rescue.accuracy(net, judge) == pytest.approx(0.99, abs=1e-3)  # as its card says
     assert rescue.accuracy(net.train(), judge) > 0.9 and net.training
     net.eval()
 
 
 def test_a_missing_weight_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rescue, "dataset", lambda name: __import__("trtkit").course.paths.dataset("digits/model.onnx"))
+    monkeypatch.setattr(rescue, "dataset", lambda name: dataset("digits/model.onnx"))
     with pytest.raises(DataError, match="has no weight '0.weight' of shape"):
         rescue.mobilenet()
 
 
 def test_training_gives_back_what_two_bits_broke(digits: Any) -> None:
-    """Issue: at least 80 % of the lost accuracy, here after one epoch on every picture; benchmarks/qat.py has the rest."""
+    """Issue: at least 80 % of the lost accuracy, here after two epochs; benchmarks/qat.py has seeds."""
     net, learn, judge = digits
     found = rescue.rescue(net, learn, judge, bits=2, epochs=2, rate=3e-3)
     print(f"\nfloat {found.whole:.3f}, 2 bits {found.quantized:.3f}, trained {found.trained:.3f}: {found.recovered:.0%} "
           f"in {found.seconds:.0f} s")  # fmt: skip
     assert found.whole - found.quantized > 0.5, "nothing to rescue"
     assert found.recovered >= 0.8
+
+
+def test_layers_are_scaled_without_a_change_of_what_is_computed(digits: Any) -> None:
+    net, learn, judge = digits
+    scaled, plain = rescue.cross_layer_scaled(net), rescue.cross_layer_scaled(net, rounds=0)
+    with torch.inference_mode():
+        a, b = scaled(judge.x[:100]), plain(judge.x[:100])
+    assert (a - b).abs().max() < 1e-3 * b.abs().max()
+    for rows, columns in (((0, 3), (3, 3)), ((3, 6), (6, 6))):
+        one = scaled.get_submodule(f"3.body.{rows[0]}").weight.abs().amax((1, 2, 3))
+        other = scaled.get_submodule(f"3.body.{columns[0]}").weight
+        other = other.abs().amax((1, 2, 3) if columns[0] == 3 else (0, 2, 3))
+        assert (one / other).log().abs().max().item() < 0.2
+    broken, mended = (rescue.accuracy(rescue.few_bits(each, learn, 3, False), judge) for each in (plain, scaled))
+    assert mended > broken + 0.3
 
 
 def test_better_steps_help_one_step_per_tensor(digits: Any) -> None:
@@ -148,7 +168,7 @@ def test_better_steps_help_one_step_per_tensor(digits: Any) -> None:
     assert rescue.accuracy(better, judge) > rescue.accuracy(prepared, judge) + 0.3
     for one, other in zip(prepared.modules(), better.modules(), strict=True):
         if isinstance(one, FakeQuant) and one.weight:
-            assert float(other.step) <= float(one.step)
+            assert other.step.item() <= one.step.item() * 1.0001
 
 
 def test_pictures_draw() -> None:

@@ -164,7 +164,9 @@ def array(answer: Any, shape: tuple[int, ...], what: str) -> NDArray[Any]:
         raise NotSolved(f"{what} is nothing yet. Write the body above; the text tells what it should compute.")
     found = np.asarray(answer)
     if found.shape != shape or found.dtype.kind not in "biuf":
-        raise NotSolved(f"{what} should be an array of numbers of shape {shape}, and is {found.dtype} of {found.shape}.")
+        raise NotSolved(
+            f"{what} should be an array of numbers of shape {shape}, and is {found.dtype} of {found.shape}."
+        )
     if not np.isfinite(found).all():
         raise NotSolved(f"{what} holds NaN or infinity. Is something divided by zero?")
     return found.astype(float)

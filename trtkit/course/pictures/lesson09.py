@@ -82,7 +82,9 @@ def slopes(steps: NDArray[Any], loss: NDArray[Any], gradients: Mapping[str, NDAr
     left.plot(steps, loss, color=BLUE)
     best = int(loss.argmin())
     left.plot(steps[best], loss[best], "o", color=GREEN)
-    left.annotate("the best step", (steps[best], loss[best]), (0, 16), textcoords="offset points", ha="center", fontsize=8)
+    left.annotate(
+        "the best step", (steps[best], loss[best]), (0, 16), textcoords="offset points", ha="center", fontsize=8
+    )
     left.set(xlabel="step s", ylabel="loss", ylim=(0, None))
     *lines, dots = gradients
     for name, tint in zip(lines, (ORANGE, VERMILION), strict=False):
