@@ -28,9 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     net, (learn, judge) = rescue.mobilenet(), rescue.handwriting()
-    print(
-        "| weights | seed | float | PTQ | best PTQ | QAT | recovered | seconds |\n|---|---:|---:|---:|---:|---:|---:|---:|"
-    )
+    print("| weights | seed | float | PTQ | best PTQ | QAT | recovered | seconds |\n|---|" + "---:|" * 7)
     for bits, per_channel in SETTINGS:
         if bits not in options.bits:
             continue

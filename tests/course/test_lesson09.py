@@ -1,4 +1,4 @@
-"""Lesson 09: steps that are learned, a network that is rescued, and checks that pass the right and hint at the wrong."""
+"""Lesson 09: steps that are learned, a network that is rescued, checks that pass right answers and hint at others."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_the_network_is_the_shipped_one(digits: Any) -> None:
 
 def test_a_missing_weight_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rescue, "dataset", lambda name: dataset("digits/model.onnx"))
-    with pytest.raises(DataError, match="has no weight '0.weight' of shape"):
+    with pytest.raises(DataError, match=r"has no weight '0\.weight' of shape"):
         rescue.mobilenet()
 
 
@@ -140,8 +140,8 @@ def test_training_gives_back_what_two_bits_broke(digits: Any) -> None:
     """Issue: at least 80 % of the lost accuracy, here after two epochs; benchmarks/qat.py has seeds."""
     net, learn, judge = digits
     found = rescue.rescue(net, learn, judge, bits=2, epochs=2, rate=3e-3)
-    print(f"\nfloat {found.whole:.3f}, 2 bits {found.quantized:.3f}, trained {found.trained:.3f}: {found.recovered:.0%} "
-          f"in {found.seconds:.0f} s")  # fmt: skip
+    print(f"\nfloat {found.whole:.3f}, 2 bits {found.quantized:.3f}, trained {found.trained:.3f}: "
+          f"{found.recovered:.0%} in {found.seconds:.0f} s")  # fmt: skip
     assert found.whole - found.quantized > 0.5, "nothing to rescue"
     assert found.recovered >= 0.8
 
@@ -159,6 +159,15 @@ def test_layers_are_scaled_without_a_change_of_what_is_computed(digits: Any) -> 
         assert (one / other).log().abs().max().item() < 0.2
     broken, mended = (rescue.accuracy(rescue.few_bits(each, learn, 3, False), judge) for each in (plain, scaled))
     assert mended > broken + 0.3
+
+
+def test_other_bits_are_those_of_preparing_again(digits: Any) -> None:
+    net, learn, judge = digits
+    again = rescue.few_bits(net, learn, 3, False).eval()
+    changed = rescue.with_bits(rescue.few_bits(net, learn, 8), 3, False, learn=False).eval()
+    with torch.inference_mode():
+        assert torch.equal(again(judge.x[:50]), changed(judge.x[:50]))
+    assert not any(part.growth.requires_grad for part in changed.modules() if isinstance(part, FakeQuant))
 
 
 def test_better_steps_help_one_step_per_tensor(digits: Any) -> None:

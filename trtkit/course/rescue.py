@@ -1,4 +1,4 @@
-"""What lesson 09 trains: a small MobileNetV2 whose weights get few bits, what may be tried first, and the rescue itself."""
+"""What lesson 09 trains: a small MobileNetV2 whose weights get few bits; and what may be tried before training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trtkit.importers import load
 from trtkit.quant import qat
 from trtkit.quant.calibrate import MseCalibrator
 from trtkit.quant.fake_quant import FakeQuant, nn, torch
-from trtkit.quant.qat_trace import trace
+from trtkit.quant.qat_trace import trace, weight_quantizer
 
 
 class Handwriting(NamedTuple):
@@ -103,6 +103,20 @@ def few_bits(net: nn.Module, learn: Handwriting, bits: int, per_channel: bool = 
     """`qat.prepare` for the digits: every layer rounded, depthwise ones, too; calibrated on the first 512 pictures."""
     return qat.prepare(net, learn.x[:2], [learn.x[:512].numpy()], weight_bits=bits, per_channel=per_channel,
                        depthwise=True, **options)  # fmt: skip
+
+
+def with_bits(prepared: nn.Module, bits: int, per_channel: bool = True, learn: bool = True) -> Any:
+    """A copy whose weights are rounded to other bits, steps from the largest weight; quicker than to prepare again."""
+    net = copy.deepcopy(prepared)
+    for fake in net.modules():
+        if isinstance(fake, FakeQuant):
+            fake.growth.requires_grad_(learn)
+    for layer in net.modules():
+        if torch.nn.utils.parametrize.is_parametrized(layer, "weight"):
+            parts: Any = layer.parametrizations.weight  # type: ignore[union-attr]
+            parts[0].enabled = False  # so that the quantizer sees the weight as it is
+            parts[0] = weight_quantizer(layer, bits, per_channel, learn)
+    return net
 
 
 def best_steps(prepared: nn.Module) -> nn.Module:

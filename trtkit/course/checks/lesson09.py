@@ -33,13 +33,13 @@ def _why(yours: NDArray[Any], right: NDArray[Any], upstream: NDArray[Any], insid
     if np.allclose(yours, 0):
         return "Zero everywhere is the true gradient of rounding, which teaches nothing: let `upstream` through."
     if np.allclose(yours, upstream):
-        return "Where x is clipped, moving it changes nothing: there the gradient is 0, with x / step at -7 or 7 or beyond."
+        return "Where x is clipped, moving it changes nothing: there, with x / step at -7 or 7 or beyond, it is 0."
     if np.allclose(yours, inside):
         return "Inside it is the upstream gradient, not 1: the chain rule multiplies by what comes from above."
     if np.allclose(yours[inside], right[inside]):
         return f"Within the range it is right, beyond it is not: {np.abs(yours[~inside]).max():g} should be 0."
     wrong = int(np.flatnonzero(~np.isclose(yours, right))[0])
-    return f"At place {wrong} it should be {right[wrong]:.3g}, and is {yours[wrong]:.3g}: upstream where -7 < x / step < 7."
+    return f"At place {wrong} it should be {right[wrong]:.3g}; you have {yours[wrong]:.3g}. Is it upstream itself?"
 
 
 def step_gradient(x: NDArray[Any], step: float, upstream: NDArray[Any]) -> float:
@@ -102,8 +102,8 @@ def check_learned_step(learn: Callable[[NDArray[Any]], Any]) -> None:
             tried, errors, yours, _ = panels[name]
             best = tried[errors.argmin()]
             where = "too long" if yours > best else "too short"
-            raise NotSolved(f"{name}: your step, {yours:.3g}, is {where}; at {best:.3g} the error is {factor:.2f} times "
-                            "smaller. Does it move by a part of itself, whatever the size of x, and often enough?")  # fmt: skip
+            raise NotSolved(f"{name}: your step, {yours:.3g}, is {where}; at {best:.3g} the error is {factor:.2f} "
+                            "times smaller. Does it move by parts of itself, and often enough?")  # fmt: skip
     print(f"Right: within {max(worse.values()) - 1:.1%} of the best error, on each.")
 
 

@@ -121,11 +121,12 @@ def places(rows: Sequence[tuple[str, str, str]]) -> Figure:
     return fig
 
 
-def epochs(curves: Mapping[str, Sequence[float]], whole: float) -> Figure:
-    """Accuracy from before the first epoch to after the last, for several ways to train, and the float network's."""
+def epochs(curves: Mapping[str, Sequence[float | None]], whole: float) -> Figure:
+    """Accuracy before training and after each epoch (None: not known), a line for each way, and the float network's."""
     fig, axis = plt.subplots(figsize=(6.8, 3.2))
     for (name, values), tint in zip(curves.items(), TINTS, strict=False):
-        axis.plot(range(len(values)), [100 * v for v in values], "o-", color=tint, label=name)
+        known = [(i, 100 * v) for i, v in enumerate(values) if v is not None]
+        axis.plot(*zip(*known, strict=True), "o-", color=tint, label=name)
     most = max(len(values) for values in curves.values()) - 1
     axis.axhline(100 * whole, color="black", linewidth=1, linestyle="--")
     axis.text(most, 100 * whole + 1.5, "float", ha="right", fontsize=8)
