@@ -132,7 +132,7 @@ def test_the_network_is_the_shipped_one(digits: Any) -> None:
 
 def test_a_missing_weight_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rescue, "dataset", lambda name: dataset("digits/model.onnx"))
-    with pytest.raises(DataError, match=r"has no weight '0\.weight' of shape"):
+    with pytest.raises(DataError, match=r"has no weight '1\.weight' of shape"):
         rescue.mobilenet()
 
 

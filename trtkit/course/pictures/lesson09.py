@@ -35,7 +35,10 @@ def ladder(rows: Mapping[str, float], whole: float, highlight: Sequence[str] = (
     fig, axis = plt.subplots(figsize=(7.8, 0.38 * len(rows) + 0.8))
     tints = [GREEN if name in highlight else BLUE for name in rows]
     drawn = axis.barh(list(rows), [100 * v for v in rows.values()], color=tints, height=0.6)
-    axis.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8)
+    for bar, value in zip(drawn, rows.values(), strict=True):
+        inside = value > 0.15  # beside the bar, the line would run through it
+        axis.text(100 * value + (-1 if inside else 1), bar.get_y() + 0.3, f"{100 * value:.1f}", va="center", fontsize=8,
+                  ha="right" if inside else "left", color="white" if inside else "black")  # fmt: skip
     axis.axvline(100 * whole, color="black", linewidth=1, linestyle="--")
     axis.set(xlim=(0, 112), xlabel="accuracy in %, the line is the network in float")
     axis.grid(axis="y", visible=False)
@@ -82,9 +85,8 @@ def slopes(steps: NDArray[Any], loss: NDArray[Any], gradients: Mapping[str, NDAr
     left.plot(steps, loss, color=BLUE)
     best = int(loss.argmin())
     left.plot(steps[best], loss[best], "o", color=GREEN)
-    left.annotate(
-        "the best step", (steps[best], loss[best]), (0, 16), textcoords="offset points", ha="center", fontsize=8
-    )
+    place = {"xytext": (14, -4), "textcoords": "offset points"}
+    left.annotate("the best step", (steps[best], loss[best]), fontsize=8, **place)
     left.set(xlabel="step s", ylabel="loss", ylim=(0, None))
     *lines, dots = gradients
     for name, tint in zip(lines, (ORANGE, VERMILION), strict=False):
@@ -132,7 +134,7 @@ def epochs(curves: Mapping[str, Sequence[float | None]], whole: float) -> Figure
     axis.text(most, 100 * whole + 1.5, "float", ha="right", fontsize=8)
     axis.set_xticks(range(most + 1))
     axis.set(xlabel="epochs", ylabel="accuracy in %", ylim=(0, 108))
-    axis.legend(fontsize=8, loc="lower right")
+    axis.legend(fontsize=8, loc="center right")
     fig.tight_layout()
     return fig
 
@@ -153,18 +155,15 @@ def moved(weights: Mapping[str, tuple[NDArray[Any], float]], most: int = 30) -> 
 
 
 def growth(layers: Mapping[str, NDArray[Any]]) -> Figure:
-    """By what factor each layer's steps changed: a dot for every step, log scale."""
+    """By how many percent each layer's steps changed, given as factors: a dot for every step, a line at the median."""
     fig, axis = plt.subplots(figsize=(8.5, 3.0))
     for i, factors in enumerate(layers.values()):
         spread = np.linspace(-0.22, 0.22, factors.size) if factors.size > 1 else np.zeros(1)
-        axis.plot(i + spread, factors, ".", color=BLUE, markersize=3)
-        axis.plot([i - 0.3, i + 0.3], [np.median(factors)] * 2, color=ORANGE)
-    axis.axhline(1, color="black", linewidth=0.9)
-    axis.set_yscale("log")
-    axis.set_yticks([0.5, 0.7, 1, 1.4, 2], ["0.5", "0.7", "1", "1.4", "2"])
-    axis.minorticks_off()
+        axis.plot(i + spread, 100 * (factors - 1), ".", color=BLUE, markersize=3)
+        axis.plot([i - 0.3, i + 0.3], [100 * (np.median(factors) - 1)] * 2, color=ORANGE)
+    axis.axhline(0, color="black", linewidth=0.9)
     axis.set_xticks(range(len(layers)), list(layers), rotation=60, ha="right", fontsize=7)
-    axis.set(ylabel="step, trained / calibrated")
+    axis.set(ylabel="change of the step in %")
     fig.tight_layout()
     return fig
 
