@@ -130,7 +130,8 @@ def best_steps(prepared: nn.Module) -> nn.Module:
             weight = layer.parametrizations.weight.original.detach().numpy()  # type: ignore[union-attr]
             parts = [weight] if fake.axis is None else np.moveaxis(weight, fake.axis, 0)
             steps = [_best_step(part, fake.highest) for part in parts]
-            fake.calibrated.copy_(torch.tensor(steps).reshape(fake.calibrated.shape))
+            calibrated: torch.Tensor = fake.calibrated
+            calibrated.copy_(torch.tensor(steps).reshape(fake.calibrated.shape))
     return net
 
 
@@ -155,9 +156,9 @@ def cross_layer_scaled(net: nn.Module, rounds: int = 10) -> nn.Module:
     with torch.no_grad():
         for _ in range(rounds):
             for body in bodies:
-                widen, depthwise, narrow = (folded.get_submodule(f"{body}.{i}") for i in (0, 3, 6))
-                _equalize(widen, depthwise.weight)
-                _equalize(depthwise, narrow.weight.transpose(0, 1))
+                parts: list[Any] = [folded.get_submodule(f"{body}.{i}") for i in (0, 3, 6)]
+                _equalize(parts[0], parts[1].weight)
+                _equalize(parts[1], parts[2].weight.transpose(0, 1))
     return folded
 
 
