@@ -125,13 +125,13 @@ def best_steps(prepared: nn.Module) -> nn.Module:
     for layer in net.modules():
         if not torch.nn.utils.parametrize.is_parametrized(layer, "weight"):
             continue
-        fake = layer.parametrizations.weight[0]  # type: ignore[union-attr, index]
+        of_weight: Any = layer.parametrizations.weight  # type: ignore[union-attr]
+        fake = of_weight[0]
         if isinstance(fake, FakeQuant):
-            weight = layer.parametrizations.weight.original.detach().numpy()  # type: ignore[union-attr]
+            weight = of_weight.original.detach().numpy()
             parts = [weight] if fake.axis is None else np.moveaxis(weight, fake.axis, 0)
             steps = [_best_step(part, fake.highest) for part in parts]
-            calibrated: torch.Tensor = fake.calibrated
-            calibrated.copy_(torch.tensor(steps).reshape(fake.calibrated.shape))
+            fake.calibrated.copy_(torch.tensor(steps).reshape(fake.calibrated.shape))
     return net
 
 
