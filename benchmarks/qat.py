@@ -4,7 +4,7 @@
     python3 -m benchmarks.qat --epochs 3 --bits 2
 
 Weights and activations of every layer are rounded, depthwise ones, too; activations have 8 bits. "PTQ" is calibrated
-as `trtkit.quantize` does it, "best PTQ" has weight steps of least squared error if that is better. The recovered part
+as `trtkit.quantize` does it, "best PTQ" has weight steps of least squared error. The recovered part
 is of what the best PTQ loses. Prints the table of README.
 """
 
