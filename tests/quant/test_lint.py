@@ -7,11 +7,11 @@ from functools import partial
 
 import ml_dtypes
 import numpy as np
-import onnx
 import pytest
 
 import trtkit
 from trtkit.course import nets
+from trtkit.course.pairs import SHAPES, network, pair, weight
 from trtkit.engine.build import build
 from trtkit.engine.engine import Engine
 from trtkit.engine.layers import Layer, LayerTensor
@@ -21,92 +21,68 @@ from trtkit.importers import load
 from trtkit.model import Model
 from trtkit.quant.lint import COSTLY, EXPLAINED, LEVELS, REFUSED, RULES, check
 
-SHAPES = {"x": (2, 32, 8, 8)}
 PADS = "<pads = [1, 1, 1, 1]>"
 WEIGHT = (32, 32, 3, 3)
-
-
-def qdq(value: str, name: str, scale: str = "s", zero: str = "z") -> str:
-    """A pair that reads `value` and gives out `name`."""
-    q = f"{name}_q"
-    return f"[Q_{name}] {q} = QuantizeLinear({value}, {scale}, {zero}) " \
-           f"[DQ_{name}] {name} = DequantizeLinear({q}, {scale}, {zero}) "  # fmt: skip
-
-
-def weight(name: str, scale: str = "sw", zero: str = "zw", axis: int = 0) -> str:
-    """An 8-bit weight that gives out `name`."""
-    return f"[DQ_{name}] {name} = DequantizeLinear <axis = {axis}> ({name}_codes, {scale}, {zero}) "
 
 
 def fp8(*shape: int) -> np.ndarray:
     return np.ones(shape, ml_dtypes.float8_e4m3fn)
 
 
-def net(nodes: str, x: str = "float[2, 32, 8, 8] x", y: str = "float[2, 32, h, 8] y") -> Model:
-    """A network with the constants that the cases name: scales s, other, sw (per channel), codes and float weights."""
-    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> g ({x}) => ({y}) {{{nodes}}}')
-    rng = np.random.default_rng(0)
-    given: dict[str, np.ndarray] = {
-        "s": np.array(0.05, np.float32), "other": np.array(0.07, np.float32), "minus": np.array(-0.05, np.float32),
-        "sw": np.full(32, 0.01, np.float32), "zw": np.zeros(32, np.int8), "z": np.array(0, np.int8),
-        "three": np.array(3, np.int8), "unsigned": np.array(0, np.uint8),
-        "b_codes": np.arange(32, dtype=np.int32), "zb": np.zeros(32, np.int32), "b": np.ones(32, np.float32),
-        "eye": np.eye(32, dtype=np.float32),
-        "m_codes": rng.integers(-127, 127, (32, 32)).astype(np.int8), "f": rng.normal(size=WEIGHT).astype(np.float32),
-        "w_codes": rng.integers(-127, 127, WEIGHT).astype(np.int8),
-        "w_fp8": fp8(32, 32, 7, 7), "v_fp8": fp8(*WEIGHT), "zw8": fp8(32) * 0, "z8": fp8() * 0,
-        "v_codes": rng.integers(-127, 127, WEIGHT).astype(np.int8),
-    }  # fmt: skip
-    read = {name for node in proto.graph.node for name in node.input}
-    proto.graph.initializer.extend(onnx.numpy_helper.from_array(a, name) for name, a in given.items() if name in read)
-    return load(proto)
+# what the cases name beside the constants of course.pairs
+MORE: dict[str, np.ndarray] = {
+    "minus": np.array(-0.05, np.float32), "three": np.array(3, np.int8), "unsigned": np.array(0, np.uint8),
+    "eye": np.eye(32, dtype=np.float32), "m_codes": np.arange(-512, 512).reshape(32, 32).astype(np.int8),
+    "w_fp8": fp8(32, 32, 7, 7), "v_fp8": fp8(*WEIGHT), "zw8": fp8(32) * 0, "z8": fp8() * 0,
+}  # fmt: skip
+net = partial(network, **MORE)
 
 
-BEGIN = "[relu] r = Relu(x) " + qdq("r", "a") + weight("w")  # 8-bit a and w
+BEGIN = "[relu] r = Relu(x) " + pair("r", "a") + weight("w")  # 8-bit a and w
 CONV = f"[conv] c = Conv {PADS} (a, w) "
-BEGIN8 = "[relu] r = Relu(x) " + qdq("r", "a", zero="z8") + "w = DequantizeLinear <axis = 0> (w_fp8, sw, zw8) "  # FP8
+BEGIN8 = "[relu] r = Relu(x) " + pair("r", "a", zero="z8") + "w = DequantizeLinear <axis = 0> (w_fp8, sw, zw8) "  # FP8
 END = weight("v") + f"[last] y = Conv {PADS} (e, v)"  # of 8-bit e
 
 # rule -> the graph that breaks it, the node it is about, the graph mended
 CASES: dict[str, tuple[str, str, str]] = {
     "integer-operator": ("[n] y_codes, y_scale, y_zero = DynamicQuantizeLinear(x) y = Relu(x)", "n",
                          BEGIN + f"y = Conv {PADS} (a, w)"),
-    "zero-point": ("r = Relu(x) " + qdq("r", "a", zero="three") + weight("w") + f"y = Conv {PADS} (a, w)", "Q_a",
+    "zero-point": ("r = Relu(x) " + pair("r", "a", zero="three") + weight("w") + f"y = Conv {PADS} (a, w)", "Q_a",
                    BEGIN + f"y = Conv {PADS} (a, w)"),
-    "scale": ("r = Relu(x) " + qdq("r", "a", "minus") + weight("w") + f"y = Conv {PADS} (a, w)", "Q_a",
+    "scale": ("r = Relu(x) " + pair("r", "a", "minus") + weight("w") + f"y = Conv {PADS} (a, w)", "Q_a",
               BEGIN + f"y = Conv {PADS} (a, w)"),
     "quantized-bias": (BEGIN + "d = DequantizeLinear <axis = 0> (b_codes, sw, zb) "
                        f"[conv] y = Conv {PADS} (a, w, d)", "conv", BEGIN + f"y = Conv {PADS} (a, w, b)"),
     "activation-axis": ("r = Relu(x) [Q_a] q = QuantizeLinear <axis = 1> (r, sw, zw) "
                         "a = DequantizeLinear <axis = 1> (q, sw, zw) " + weight("w") + f"y = Conv {PADS} (a, w)",
                         "Q_a", BEGIN + f"y = Conv {PADS} (a, w)"),
-    "one-sided": ("r = Relu(x) " + qdq("r", "a") + f"[conv] y = Conv {PADS} (a, f)", "conv",
+    "one-sided": ("r = Relu(x) " + pair("r", "a") + f"[conv] y = Conv {PADS} (a, f)", "conv",
                   BEGIN + f"y = Conv {PADS} (a, w)"),
-    "per-tensor-weight": ("r = Relu(x) " + qdq("r", "a") + weight("w", "s", "z")
+    "per-tensor-weight": ("r = Relu(x) " + pair("r", "a") + weight("w", "s", "z")
                           + f"[conv] y = Conv {PADS} (a, w)", "conv", BEGIN + f"y = Conv {PADS} (a, w)"),
-    "weight-axis": ("r = Relu(x) " + qdq("r", "a") + weight("w", axis=1) + f"[conv] y = Conv {PADS} (a, w)", "conv",
+    "weight-axis": ("r = Relu(x) " + pair("r", "a") + weight("w", axis=1) + f"[conv] y = Conv {PADS} (a, w)", "conv",
                     BEGIN + f"y = Conv {PADS} (a, w)"),
-    "conv-transpose": ("r = Relu(x) " + qdq("r", "a") + weight("w", axis=1) + "[conv] y = ConvTranspose(a, w)", "conv",
+    "conv-transpose": ("r = Relu(x) " + pair("r", "a") + weight("w", axis=1) + "[conv] y = ConvTranspose(a, w)", "conv",
                        BEGIN + f"y = Conv {PADS} (a, w)"),
     "fp8-taps": (BEGIN8 + "[conv] y = Conv <pads = [3, 3, 3, 3]> (a, w)", "conv",
                  BEGIN8.replace("w_fp8", "v_fp8") + f"y = Conv {PADS} (a, w)"),
-    "float-reader": (BEGIN + CONV + qdq("c", "d") + "m = Softmax <axis = 1> (d) " + qdq("m", "e") + END, "DQ_d",
-                     BEGIN + CONV + "m = Softmax <axis = 1> (c) " + qdq("m", "e") + END),
-    "residual": (BEGIN + CONV + "[sum] t = Add(c, r) " + qdq("t", "e") + END, "sum",
-                 BEGIN + CONV + "[sum] t = Add(c, a) " + qdq("t", "e") + END),
-    "concat": (BEGIN + CONV + qdq("c", "d") + "g = Sigmoid(x) " + qdq("g", "h", "other")
+    "float-reader": (BEGIN + CONV + pair("c", "d") + "m = Softmax <axis = 1> (d) " + pair("m", "e") + END, "DQ_d",
+                     BEGIN + CONV + "m = Softmax <axis = 1> (c) " + pair("m", "e") + END),
+    "residual": (BEGIN + CONV + "[sum] t = Add(c, r) " + pair("t", "e") + END, "sum",
+                 BEGIN + CONV + "[sum] t = Add(c, a) " + pair("t", "e") + END),
+    "concat": (BEGIN + CONV + pair("c", "d") + "g = Sigmoid(x) " + pair("g", "h", "other")
                + "[join] e = Concat <axis = 2> (d, h) " + END, "join",
-               BEGIN + CONV + "g = Sigmoid(x) j = Concat <axis = 2> (c, g) " + qdq("j", "e") + END),
-    "requantized": (BEGIN + CONV + qdq("c", "d") + qdq("d", "e", "other") + END, "Q_e",
-                    BEGIN + CONV + qdq("c", "e") + END),
-    "quantized-twice": (BEGIN + CONV + qdq("r", "e", "other") + weight("v")
+               BEGIN + CONV + "g = Sigmoid(x) j = Concat <axis = 2> (c, g) " + pair("j", "e") + END),
+    "requantized": (BEGIN + CONV + pair("c", "d") + pair("d", "e", "other") + END, "Q_e",
+                    BEGIN + CONV + pair("c", "e") + END),
+    "quantized-twice": (BEGIN + CONV + pair("r", "e", "other") + weight("v")
                         + f"d = Conv {PADS} (e, v) y = Mul(c, d)", "Q_e",
                         BEGIN + CONV + weight("v") + f"d = Conv {PADS} (a, v) y = Mul(c, d)"),
-    "graph-output": (BEGIN + CONV + qdq("c", "y"), "DQ_y", BEGIN + f"y = Conv {PADS} (a, w)"),
-    "graph-input": (qdq("x", "a") + weight("w") + f"y = Conv {PADS} (a, w)", "Q_a",
+    "graph-output": (BEGIN + CONV + pair("c", "y"), "DQ_y", BEGIN + f"y = Conv {PADS} (a, w)"),
+    "graph-input": (pair("x", "a") + weight("w") + f"y = Conv {PADS} (a, w)", "Q_a",
                     BEGIN + f"y = Conv {PADS} (a, w)"),
-    "float-island": (BEGIN + CONV + f"[island] d = Conv {PADS} (c, f) " + qdq("d", "e") + END, "island",
-                     BEGIN + CONV + "d = Relu(c) " + qdq("d", "e") + END),
+    "float-island": (BEGIN + CONV + f"[island] d = Conv {PADS} (c, f) " + pair("d", "e") + END, "island",
+                     BEGIN + CONV + "d = Relu(c) " + pair("d", "e") + END),
 }  # fmt: skip
 
 
@@ -153,7 +129,7 @@ def test_products_that_a_rule_says_are_float_are_float(rule: str) -> None:
 
 def test_pairs_on_the_input_alone_are_found_and_named() -> None:
     pytest.importorskip("tensorrt_rtx")
-    model = net(qdq("x", "a") + f"[first] c = Conv {PADS} (a, f) r = Relu(c) [second] y = Conv {PADS} (r, f)")
+    model = net(pair("x", "a") + f"[first] c = Conv {PADS} (a, f) r = Relu(c) [second] y = Conv {PADS} (r, f)")
     found = lint(model, build(model, SHAPES, verify=False))
     assert not found.ok and found.quantized == 0 and found.products == ()
     assert [(finding.rule, finding.node) for finding in found if finding.level == COSTLY] == [
@@ -165,13 +141,13 @@ def test_pairs_on_the_input_alone_are_found_and_named() -> None:
 def test_what_may_stand_between_two_products() -> None:
     """Views and pooling hand codes on; two pairs with one scale are one; a weight may be stored in float, or turned."""
     for between in ("MaxPool <kernel_shape = [1, 1]> (d)", "Transpose <perm = [0, 1, 3, 2]> (d)", "Identity(d)"):
-        assert check(net(BEGIN + CONV + qdq("c", "d") + f"e = {between} " + END)) == ()
-    assert check(net(BEGIN + CONV + qdq("c", "d") + qdq("d", "e") + END)) == ()
+        assert check(net(BEGIN + CONV + pair("c", "d") + f"e = {between} " + END)) == ()
+    assert check(net(BEGIN + CONV + pair("c", "d") + pair("d", "e") + END)) == ()
     stored = "wq = QuantizeLinear <axis = 0> (f, sw, zw) w = DequantizeLinear <axis = 0> (wq, sw, zw) "
-    assert check(net("r = Relu(x) " + qdq("r", "a") + stored + f"y = Conv {PADS} (a, w)")) == ()
+    assert check(net("r = Relu(x) " + pair("r", "a") + stored + f"y = Conv {PADS} (a, w)")) == ()
     turned = "k = DequantizeLinear <axis = 0> (m_codes, sw, zw) m = Transpose <perm = [1, 0]> (k) "
     channels_last = "t = Transpose <perm = [0, 2, 3, 1]> (a) y = MatMul(t, m)"
-    assert check(net("r = Relu(x) " + qdq("r", "a") + turned + channels_last)) == ()
+    assert check(net("r = Relu(x) " + pair("r", "a") + turned + channels_last)) == ()
 
 
 @pytest.mark.parametrize(("branches", "what"), [
@@ -179,15 +155,15 @@ def test_what_may_stand_between_two_products() -> None:
     ("t = Add(d, a)", "both branches are quantised"),
 ])  # fmt: skip
 def test_a_pair_on_the_convolution_s_side_of_a_sum(branches: str, what: str) -> None:
-    nodes = BEGIN + CONV + qdq("c", "d") + f"[sum] {branches} " + qdq("t", "e") + END
+    nodes = BEGIN + CONV + pair("c", "d") + f"[sum] {branches} " + pair("t", "e") + END
     (finding,) = [finding for finding in check(net(nodes)) if finding.rule == "residual"]
     assert finding.node == "sum" and what in finding.what
 
 
 def test_other_faults_of_codes_and_scales() -> None:
-    unsigned = "r = Relu(x) " + qdq("r", "a", zero="unsigned") + weight("w") + f"y = Conv {PADS} (a, w)"
+    unsigned = "r = Relu(x) " + pair("r", "a", zero="unsigned") + weight("w") + f"y = Conv {PADS} (a, w)"
     assert {finding.rule for finding in check(net(unsigned))} == {"zero-point"}
-    computed = "m = ReduceMax <keepdims = 0> (x) " + qdq("x", "a", "m") + weight("w") + f"y = Conv {PADS} (a, w)"
+    computed = "m = ReduceMax <keepdims = 0> (x) " + pair("x", "a", "m") + weight("w") + f"y = Conv {PADS} (a, w)"
     assert "is computed" in next(finding.what for finding in check(net(computed)) if finding.rule == "scale")
     untold = "q = QuantizeLinear(r, s) a = DequantizeLinear(q, s) "  # without a zero point codes are uint8
     assert "zero-point" in {
@@ -195,7 +171,7 @@ def test_other_faults_of_codes_and_scales() -> None:
     }
     alone = weight("w") + f"[conv] y = Conv {PADS} (x, w)"
     assert found(alone, "one-sided") == ["conv"]
-    mixed = BEGIN + CONV + qdq("c", "d") + "[join] e = Concat <axis = 2> (d, x) " + END
+    mixed = BEGIN + CONV + pair("c", "d") + "[join] e = Concat <axis = 2> (d, x) " + END
     assert found(mixed, "concat") == ["join"]
 
 
@@ -208,7 +184,7 @@ def test_weights_alone_are_no_fault() -> None:
 # --- real networks ---------------------------------------------------------------------------------------------------
 
 
-def network(name: str, dtype: str, per_channel: bool = True) -> tuple[Model, tuple[int, ...]]:
+def quantised(name: str, dtype: str, per_channel: bool = True) -> tuple[Model, tuple[int, ...]]:
     """One of the course's networks, quantised on random data, and the shape of its input."""
     torch = pytest.importorskip("torch")
     if name == "encoder":
@@ -238,7 +214,7 @@ def network(name: str, dtype: str, per_channel: bool = True) -> tuple[Model, tup
 def test_all_that_quantize_writes_is_8_bit_in_the_engine(
     name: str, dtype: str, expected: list[tuple[str, str, int, int]], explained: dict[str, int]
 ) -> None:
-    model, shape = network(name, dtype)
+    model, shape = quantised(name, dtype)
     assert lint(model).ok
     pytest.importorskip("tensorrt_rtx")
     found = lint(model, build(model, {model.inputs[0].name: shape}, verify=False))
@@ -254,12 +230,12 @@ def test_all_that_quantize_writes_is_8_bit_in_the_engine(
 def test_a_weight_that_tensorrt_reorders_is_found() -> None:
     """Swin's queries, keys and values are one product, taken apart behind it."""
     pytest.importorskip("tensorrt_rtx")
-    model, shape = network("swin", "int8")
+    model, shape = quantised("swin", "int8")
     found = lint(model, build(model, {"x": shape}, verify=False))
     assert len(found.missing) == 2 and ("MatMul", "Int8", 8, 6) in found.counts()
     assert {finding.rule for finding in found if finding.level != EXPLAINED} == {"not-8-bit"}
     assert all("dequantised in each run by" in finding.what for finding in found if finding.rule == "not-8-bit")
-    model, shape = network("swin", "int8", per_channel=False)
+    model, shape = quantised("swin", "int8", per_channel=False)
     found = lint(model, build(model, {"x": shape}, verify=False))
     assert found.missing == () and {f.rule for f in found if f.level != EXPLAINED} == {"per-tensor-weight"}
 
@@ -279,7 +255,7 @@ def layer(name: str, kind: str, reads: LayerTensor, writes: LayerTensor, *nodes:
     return Layer(name, kind, (reads,), (writes,), name if kind == "kgen" else "", nodes)
 
 
-TWO = BEGIN + CONV + qdq("c", "e") + END
+TWO = BEGIN + CONV + pair("c", "e") + END
 FIRST = layer("__myl_ReluMulCast_0x1", "kgen", tensor("x", "Float"), tensor("1"), "relu", "Q_a")
 CONVS = (
     layer("one", "correlation", tensor("1"), tensor("2"), "conv", "DQ_a", "DQ_w", "Q_e"),
@@ -332,7 +308,7 @@ def test_how_it_reads() -> None:
     assert "<td>one-sided</td><td>costly</td><td>conv</td>" in page and "<th>rule</th>" in page
     good = lint(net(CASES["one-sided"][2]))
     assert good.ok and str(good) == "g: 1 quantised products; nothing to say" and "<table>" not in good._repr_html_()
-    many = "r = Relu(x) " + qdq("r", "a") + "".join(f"c{i} = Conv {PADS} (a, f) " for i in range(6)) + "y = Neg(c5)"
+    many = "r = Relu(x) " + pair("r", "a") + "".join(f"c{i} = Conv {PADS} (a, f) " for i in range(6)) + "y = Neg(c5)"
     assert "and 2 more" in str(lint(net(many)))
 
 

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 import trtkit
 from trtkit.engine.engine import Engine
 from trtkit.engine.layers import Layer, LayerTensor
+from trtkit.engine.lint import Product
 from trtkit.errors import ModelError
 from trtkit.model import Model
 
@@ -63,7 +64,7 @@ def kernels(model: Model) -> list[tuple[str, ...]]:
 
 
 def kernel_types(layers: Sequence[Layer]) -> list[tuple[str, str, str]]:
-    """Of every kernel its operators and the types that it reads and writes, "mixed" where they are several.
+    """Of every kernel its operators and the types it reads and writes; "mixed" are several, "nothing" is weights alone.
 
     >>> kernel_types(trtkit.build(block("y = Relu(x)"), verify=False, isolate=False).layers)[1]
     ('correlation', 'Float', 'Float')
@@ -71,7 +72,7 @@ def kernel_types(layers: Sequence[Layer]) -> list[tuple[str, str, str]]:
 
     def of(tensors: Sequence[LayerTensor]) -> str:
         found = {tensor.dtype for tensor in tensors}
-        return found.pop() if len(found) == 1 else "mixed"
+        return found.pop() if len(found) == 1 else "mixed" if found else "nothing"
 
     return [(layer.ops, of(layer.inputs), of(layer.outputs)) for layer in layers if layer.launches]
 
@@ -79,17 +80,62 @@ def kernel_types(layers: Sequence[Layer]) -> list[tuple[str, str, str]]:
 _BYTES = {"Float": 4, "Half": 2, "BFloat16": 2, "Int8": 1, "FP8": 1, "Int32": 4, "Int64": 8, "Bool": 1}
 
 
-def traffic(engine: Engine) -> tuple[int, int]:
-    """Bytes of tensors that an engine's kernels read and write, weights apart, and how many kernels there are.
+def bytes_moved(layers: Sequence[Layer]) -> int:
+    """How many bytes the kernels of an engine read and write between them; weights, which stay inside, not counted.
 
-    Shapes have to be fixed: give `build` one shape for each input.
+    A tensor counts once for each kernel that reads it, and channels that TensorRT fills up count, too.
+
+    Raises:
+        ModelError: a dimension changes at run time, or a type is not known here.
+
+    >>> engine = trtkit.build(block("y = Relu(x)"), verify=False, isolate=False)
+    >>> bytes_moved(engine.layers) // (4 * 32 * 28 * 28)  # two convolutions read and write, and two ends turn layouts
+    8
+    """
+    total = 0
+    for layer in layers:
+        for tensor in (*layer.inputs, *layer.outputs) if layer.launches else ():
+            if tensor.dtype not in _BYTES or min(tensor.shape, default=1) < 0:
+                raise ModelError(f"{layer.name}: how many bytes is {tensor.dtype} {tensor.shape}?")
+            total += _BYTES[tensor.dtype] * math.prod(tensor.shape)
+    return total
+
+
+def traffic(engine: Engine) -> tuple[int, int]:
+    """Bytes of tensors that an engine's kernels read and write (`bytes_moved`), and how many kernels there are.
 
     >>> traffic(trtkit.build(block("y = Relu(x)"), verify=False, isolate=False))
     (802816, 4)
     """
-    kernels = [layer for layer in engine.layers if layer.launches]
-    tensors = [tensor for kernel in kernels for tensor in (*kernel.inputs, *kernel.outputs)]
-    return sum(math.prod(tensor.shape) * _BYTES[tensor.dtype] for tensor in tensors), len(kernels)
+    return bytes_moved(engine.layers), sum(layer.launches for layer in engine.layers)
+
+
+def by_product(layers: Sequence[Layer], products: Sequence[Product]) -> dict[str, tuple[int, int]]:
+    """Of every product of a lint, in the engine's order: its kernel and those behind it up to the next product's.
+
+    Returns:
+        By the name of the node how many kernels these are, and how many bytes they move.
+    """
+    nodes = {product.kernel: product.node for product in products}
+    found: dict[str, tuple[int, int]] = {}
+    node = ""
+    for layer in (layer for layer in layers if layer.launches):
+        node = nodes.get(layer.name, node)
+        if node:
+            kernels, size = found.get(node, (0, 0))
+            found[node] = kernels + 1, size + bytes_moved([layer])
+    return found
+
+
+def words(ops: str) -> str:
+    """The operators of a generated kernel with Q for rounding to INT8 codes and DQ for the way back.
+
+    >>> words("ReluMulMinMaxRounCast"), words("CastMulMulAddMulMinMaxRounCast"), words("correlation")
+    ('Relu Q', 'DQ MulAdd Q', 'correlation')
+    """
+    for code, word in (("MulMinMaxRounCast", " Q "), ("CastMul", " DQ ")):
+        ops = ops.replace(code, word)
+    return " ".join(ops.split())
 
 
 _CALLS = {

@@ -68,3 +68,12 @@ def divide(graph: ir.Graph, names: Names, x: ir.Value, scales: np.ndarray, why: 
     else:
         graph.insert_after(producer, mul)
     return out
+
+
+def replace(graph: ir.Graph, names: Names, node: ir.Node, x: ir.Value, weight: np.ndarray, why: str) -> None:
+    """Make a product read x and another weight, (K, N), stored as the old one was."""
+    old = node.inputs[1]
+    assert old is not None
+    data = weight.T if node.attributes.get_int("transB", 0) else weight
+    node.replace_input_with(0, x)
+    node.replace_input_with(1, initializer(graph, names.fresh(f"{old.name}_{why}"), np.ascontiguousarray(data)))

@@ -116,6 +116,7 @@ class Sensitivities:
         method = method or codes_of(dtype).method
         self.calibration: Calibration = calibrate(model, batches, found["tensors"], method)
         self.want = _run(model.to_bytes(), self.held_out)
+        self._alone: list[Sensitivity] = []
 
     def quantized(self, keep: Iterable[str]) -> Model:
         """The model with all nodes quantised but for those to keep in float; itself if that is all of them."""
@@ -134,14 +135,17 @@ class Sensitivities:
         return [(sqnr_db(self.want, each), self.metric(each) if self.metric else None) for each in outputs]
 
     def each_alone(self) -> list[Sensitivity]:
-        """Every node quantised alone, the one that costs most first."""
+        """Every node quantised alone, the one that costs most first; run once, searches for other targets read it."""
+        if self._alone:
+            return list(self._alone)
         names = list(self.nodes)
         models = [self.quantized(name for name in names if name != alone) for alone in names]
         found = [
             Sensitivity(name, self.nodes[name], *result)
             for name, result in zip(names, self.compare(models), strict=True)
         ]
-        return sorted(found, key=lambda layer: (layer.sqnr_db, layer.node))
+        self._alone = sorted(found, key=lambda layer: (layer.sqnr_db, layer.node))
+        return list(self._alone)
 
     def search(self, target_db: float = float("-inf"), target_score: float = float("-inf")) -> Mixed:
         """Keep as few nodes in float as it takes to reach both targets.

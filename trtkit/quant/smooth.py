@@ -6,14 +6,13 @@ import time
 from collections.abc import Collection, Iterable
 
 import numpy as np
-import onnx_ir as ir
 
 from trtkit.errors import ModelError
 from trtkit.graph.taps import Batch, Taps
 from trtkit.model import Model
-from trtkit.passes.common import Names, infer_shapes, initializer, working_copy
+from trtkit.passes.common import Names, infer_shapes, working_copy
 from trtkit.passes.dead_code import RemoveDeadCode
-from trtkit.quant.channels import divide, matrix, products
+from trtkit.quant.channels import divide, matrix, products, replace
 from trtkit.quant.data import CalibrationProgress, stream
 from trtkit.quant.qdq import check_float
 
@@ -80,7 +79,7 @@ def smooth(
         scales = smooth_scales(largest[x.name or ""], weights, strength)
         divided = divide(graph.graph, names, x, scales, "smooth")
         for node, weight in zip(nodes, weights, strict=True):
-            _put(graph.graph, node, divided, weight * scales[:, None], names)
+            replace(graph.graph, names, node, divided, weight * scales[:, None], "smooth")
     RemoveDeadCode()(graph)
     count = sum(map(len, groups.values()))
     detail = f"{count} products, {len(groups)} activations, strength {strength:g}"
@@ -111,11 +110,3 @@ def channel_amax(
             amax = np.abs(arrays[name]).reshape(-1, arrays[name].shape[-1]).max(axis=0).astype(np.float64)
             found[name] = np.maximum(found[name], amax) if name in found else amax
     return found
-
-
-def _put(graph: ir.Graph, node: ir.Node, x: ir.Value, weight: np.ndarray, names: Names) -> None:
-    old = node.inputs[1]
-    assert old is not None
-    data = weight.T if node.attributes.get_int("transB", 0) else weight
-    node.replace_input_with(0, x)
-    node.replace_input_with(1, initializer(graph, names.fresh(f"{old.name}_smooth"), np.ascontiguousarray(data)))

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from trtkit.plot.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
 TINTS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY)
-TYPES = {"Float": BLUE, "Half": ORANGE, "BFloat16": GREEN, "Int8": VERMILION, "mixed": GREY}
-WORDS = {"Float": "FP32", "Half": "FP16", "BFloat16": "BF16", "Int8": "INT8", "mixed": "both"}
+TYPES = {"Float": (BLUE, "FP32"), "Half": (ORANGE, "FP16"), "BFloat16": (GREEN, "BF16"), "Int8": (PURPLE, "INT8"),
+         "FP8": (VERMILION, "FP8"), "mixed": (GREY, "both")}  # fmt: skip
 
 
 def similarity(matrices: Mapping[str, NDArray[Any]], names: Sequence[str]) -> Figure:
@@ -220,8 +220,13 @@ def largest(values: Mapping[str, float], limit: float, kept: Sequence[str] = (),
     return fig
 
 
-def kernel_types(engines: Mapping[str, Sequence[tuple[str, str, str]]], width: int = 7) -> Figure:
-    """Kernels of engines in order, each (name, type read, type written); left half: what it reads."""
+def kernel_types(
+    engines: Mapping[str, Sequence[tuple[str, str, str]]], width: int = 7, left: float = 1.0, letters: int = 21
+) -> Figure:
+    """Kernels of engines in order, each (name, type read, type written); left half: what it reads.
+
+    `left` is the room for the engines' titles in boxes, `letters` how many of a kernel's name fit into its box.
+    """
     rows = sum(-(-len(kernels) // width) for kernels in engines.values())
     fig, axis = plt.subplots(figsize=(10, 0.62 * rows + 0.7))
     y = 0.0
@@ -231,15 +236,15 @@ def kernel_types(engines: Mapping[str, Sequence[tuple[str, str, str]]], width: i
             x, row = i % width, y + i // width
             for half, dtype in ((0.0, read), (0.5, written)):
                 axis.add_patch(plt.Rectangle((x + 0.03 + half * 0.94, row - 0.36), 0.47, 0.72, linewidth=0,
-                                             facecolor=TYPES.get(dtype, "#E4E6E9"), alpha=0.45))  # fmt: skip
-            words = name if len(name) <= 21 else f"{name[:20]}…"
+                                             facecolor=TYPES.get(dtype, ("#E4E6E9",))[0], alpha=0.45))  # fmt: skip
+            words = name if len(name) <= letters else f"{name[: letters - 1]}…"
             axis.text(x + 0.5, row, words, ha="center", va="center", fontsize=6.3)
         y += -(-len(kernels) // width) + 0.15
-    axis.set(xlim=(-1.0, width + 0.05), ylim=(y - 0.5, -0.5))
+    axis.set(xlim=(-left, width + 0.05), ylim=(y - 0.5, -0.5))
     axis.axis("off")
-    seen = {dtype for kernels in engines.values() for _, *both in kernels for dtype in both}
-    handles = [Patch(color=tint, alpha=0.45, label=WORDS[dtype]) for dtype, tint in TYPES.items() if dtype in seen]
-    fig.legend(handles=handles, loc="lower center", ncols=5, fontsize=8, bbox_to_anchor=(0.5, -0.08))
+    drawn = {dtype for kernels in engines.values() for kernel in kernels for dtype in kernel[1:]}
+    handles = [Patch(color=tint, alpha=0.45, label=what) for dtype, (tint, what) in TYPES.items() if dtype in drawn]
+    fig.legend(handles=handles, loc="lower center", ncols=len(handles), fontsize=8, bbox_to_anchor=(0.5, -0.08))
     fig.tight_layout()
     return fig
 
