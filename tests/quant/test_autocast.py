@@ -92,9 +92,8 @@ def test_user_patterns() -> None:
 
 
 def test_constants_that_do_not_fit_keep_their_node() -> None:
-    model = parse(
-        "float[1] big = {100000.0}, float[1] tiny = {1e-12} |a = Mul(x, big) b = Div(a, big) y = Add(b, tiny)"
-    )
+    model = parse("float[1] big = {100000.0}, float[1] tiny = {1e-12} |"
+                  "a = Mul(x, big) b = Div(a, big) y = Add(b, tiny)")
     half = autocast(model)
     reasons = {d.op_type: d.reason for d in autocast_report(half)}
     assert "reaches 1e+05, fp16 ends at 65504" in reasons["Mul"] and "would be off by 100%" in reasons["Add"]
@@ -103,10 +102,8 @@ def test_constants_that_do_not_fit_keep_their_node() -> None:
 
 
 def test_masks_that_stand_for_infinity_are_clipped() -> None:
-    model = parse(
-        "float[1] low = {-3.4e38}, float[1] zero = {0.0} | k = Greater(x, zero) m = Where(k, zero, low)"
-        "s = Add(x, m) y = Softmax(s)"
-    )
+    model = parse("float[1] low = {-3.4e38}, float[1] zero = {0.0} | k = Greater(x, zero) m = Where(k, zero, low)"
+                  "s = Add(x, m) y = Softmax(s)")
     half = autocast(model)
     assert half.ir.graph.initializers["low_fp16"].const_value.numpy().tolist() == [-65504.0]
     x = np.array([[-1, -2, 1, -3], [-1, -1, -1, -1]], np.float32)
@@ -115,11 +112,8 @@ def test_masks_that_stand_for_infinity_are_clipped() -> None:
 
 
 def test_index_arithmetic_stays_exact() -> None:
-    model = parse(
-        "f = Cast <to = 1> (i) h = Add(f, f) j = Cast <to = 7> (h) y = Gather <axis = 0> (x, j)",
-        "float[10000, 4] x, int64[1] i",
-        "float[1, 4] y",
-    )
+    model = parse("f = Cast <to = 1> (i) h = Add(f, f) j = Cast <to = 7> (h) y = Gather <axis = 0> (x, j)",
+                  "float[10000, 4] x, int64[1] i", "float[1, 4] y")
     half = autocast(model)
     assert rules(half)["Add"] == "island"
     x = np.arange(40000, dtype=np.float32).reshape(10000, 4) / 40000
@@ -162,22 +156,18 @@ def test_a_node_that_has_the_name_of_a_new_cast() -> None:
 
 
 def test_a_name_that_is_taken_inside_a_body() -> None:
-    model = parse(
-        SQUARE
-        + """, bool c = {1} |
+    model = parse(SQUARE + """, bool c = {1} |
         b = If (c) <then_branch = t () => (float[n, 4] x_fp16) { x_fp16 = Neg(x) },
                     else_branch = e () => (float[n, 4] ey) { ey = Abs(x) }>
-        a = MatMul(x, w) y = Add(a, b)"""
-    )
+        a = MatMul(x, w) y = Add(a, b)""")
     half = autocast(model)
     assert next(node for node in half.ir.graph if node.op_type == "MatMul").inputs[0].name == "x_fp16_2"
     assert_close(model, half)
 
 
 def test_range_from_data() -> None:
-    model = parse(
-        f"float[1] k = {{300.0}}, {SQUARE} |a = Mul(x, k) b = Relu(a) c = Div(b, k) d = MatMul(c, w) y = Neg(d)"
-    )
+    model = parse(f"float[1] k = {{300.0}}, {SQUARE} |"
+                  "a = Mul(x, k) b = Relu(a) c = Div(b, k) d = MatMul(c, w) y = Neg(d)")
     data = [np.full((2, 4), 200, np.float32), np.full((1, 4), 1, np.float32)]
     half = autocast(model, data=data)
     assert [d.rule for d in autocast_report(half)] == [*["activation_range"] * 3, "default", "default"]
@@ -198,10 +188,8 @@ def test_bodies_stay_in_float32_and_read_through_casts() -> None:
 
 
 def test_a_graph_that_was_not_optimised() -> None:
-    model = parse(
-        "k = Constant <value = float {2.0}> () i = Constant <value_int = 3> () l = CastLike(i, x)"
-        "a = Mul(x, k) b = Add(a, l) y = Relu(b)"
-    )
+    model = parse("k = Constant <value = float {2.0}> () i = Constant <value_int = 3> () l = CastLike(i, x)"
+                  "a = Mul(x, k) b = Add(a, l) y = Relu(b)")
     half = autocast(model)
     assert_close(model, half)
     assert casts(optimize(half)) == 2

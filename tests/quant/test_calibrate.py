@@ -59,12 +59,8 @@ def literal_divergence(counts: np.ndarray, i: int, levels: int) -> float:
 @given(st.integers(0, 1000), st.sampled_from(["normal", "exponential", "outlier", "relu"]))
 def test_entropy_is_the_published_divergence(seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
-    x = {
-        "normal": rng.standard_normal(3000),
-        "exponential": rng.exponential(size=3000),
-        "outlier": np.append(rng.standard_normal(3000), 40.0),
-        "relu": np.maximum(rng.standard_normal(3000), 0),
-    }[kind]
+    x = {"normal": rng.standard_normal(3000), "exponential": rng.exponential(size=3000),
+         "outlier": np.append(rng.standard_normal(3000), 40.0), "relu": np.maximum(rng.standard_normal(3000), 0)}[kind]
     calibrator = EntropyCalibrator(512)
     calibrator.observe(x)
     divergence = calibrator.divergence()

@@ -21,9 +21,8 @@ def half(*rows: list[float]) -> list[dict[str, np.ndarray]]:
 def ladder() -> Model:
     """Up by 300 twice and down again: 1.5, 450, 135000, 450, 1.5."""
     factors = {"up": 300, "down": 1 / 300}
-    weights = [
-        f"float[4, 4] {name} = {{{', '.join(map(str, (np.eye(4) * by).ravel()))}}}" for name, by in factors.items()
-    ]
+    weights = [f"float[4, 4] {name} = {{{', '.join(map(str, (np.eye(4) * by).ravel()))}}}"
+               for name, by in factors.items()]
     nodes = "a = MatMul(x, up) b = MatMul(a, up) c = MatMul(b, down) y = MatMul(c, down)"
     return parse(f"{', '.join(weights)} | {nodes}")
 
@@ -49,17 +48,12 @@ def test_casts_and_the_result_overflow_as_well() -> None:
 
 def test_a_mask_is_no_overflow() -> None:
     """Where most negative numbers of float32 became those of float16, adding a score gives minus infinity."""
-    model = parse(
-        "float[1] low = {-3.4e38}, float[1] zero = {0.0} | k = Greater(x, zero) m = Where(k, zero, low)"
-        "s = Add(x, m) y = Softmax(s)"
-    )
+    model = parse("float[1] low = {-3.4e38}, float[1] zero = {0.0} | k = Greater(x, zero) m = Where(k, zero, low)"
+                  "s = Add(x, m) y = Softmax(s)")
     sample = {"x": np.array([[-100, 1, 2, 3]], np.float32)}
     assert overflowing(autocast(model), [sample]) == []
-    infinite = parse(
-        "float[1] low = {-3.4e38}, float16[1] zero = {0} | l = Cast <to = 10> (low) k = Greater(x, zero)"
-        "m = Where(k, zero, l) s = Add(x, m) y = Softmax(s)",
-        *HALVES,
-    )
+    infinite = parse("float[1] low = {-3.4e38}, float16[1] zero = {0} | l = Cast <to = 10> (low) k = Greater(x, zero)"
+                     "m = Where(k, zero, l) s = Add(x, m) y = Softmax(s)", *HALVES)
     assert overflowing(infinite, half([-100, 1, 2, 3])) == []
 
 

@@ -176,6 +176,30 @@ def encoder(
     return torch.nn.Sequential(*blocks).eval()
 
 
+def residual_block(seed: int = 0) -> torch.nn.Module:
+    """A small residual network, (N, 3, H, W) float32 to 10 logits: a pooled stem, one block, a linear layer.
+
+    >>> tuple(residual_block()(_torch().zeros(2, 3, 16, 16)).shape)
+    (2, 10)
+    """
+    torch = _torch()
+    nn = torch.nn
+
+    class Block(nn.Module):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.first, self.second = (nn.Conv2d(c, 32, 3, padding=1) for c in (3, 32, 32))
+            self.last = nn.Linear(32, 10)
+
+        def forward(self, x: Any) -> Any:
+            x = nn.functional.max_pool2d(torch.relu(self.stem(x)), 2)
+            return self.last(torch.relu(self.second(torch.relu(self.first(x))) + x).mean((2, 3)))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Block().eval()
+
+
 def _written_out(query: Any, key: Any, value: Any) -> Any:
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     return scores.softmax(-1) @ value

@@ -141,18 +141,18 @@ def check_places(places: Callable[[list[Node]], Any]) -> None:
                 f"In {name} input {missing[0][1]} of {missing[0][0]} has no pair: {_rule(name, missing[0])}."
             )
         if extra := sorted(found[name] - want):
-            raise NotSolved(f"In {name} input {extra[0][1]} of {extra[0][0]} needs no pair: {_rule(name, extra[0])}.")
+            raise NotSolved(f"In {name} input {extra[0][1]} of {extra[0][0]} needs no pair: {_rule(name, extra[0])}")
     print("Right: pairs in front of products, and on one branch of each sum that a convolution ends in.")
 
 
 def _rule(graph: str, place: tuple[str, int]) -> str:
     node = next(node for node in _nodes(GRAPHS[graph]) if node.name == place[0])
     if node.op in ("Conv", "Gemm"):
-        return "a Conv or Gemm multiplies codes, so input 0 is one"
+        return "a Conv or Gemm multiplies codes, so its input 0 has one."
     if node.op == "Add":
         return ("the branch that comes straight from a Conv stays float, the other gets the pair; of two Convs the "
-                "later one takes the addition, and a sum without one gets no pair")  # fmt: skip
-    return f"{node.op} computes in float, or only hands codes on"
+                "later one takes the addition, and a sum without one gets no pair.")  # fmt: skip
+    return f"{node.op} computes in float, or only hands codes on."
 
 
 def check_keep(
@@ -194,10 +194,10 @@ def _judge(layers: Sequence[tuple[str, float]], target: float, kept: Sequence[st
     allowed = 10 ** (-target / 10)
     left = sum(10 ** (-db / 10) for name, db in layers if name not in kept)
     if left > allowed:
-        raise NotSolved(f"For {target:g} dB the layers left in INT8 sum up to {-10 * np.log10(left):.1f} dB. Noise adds, "
-                        "decibels do not: a layer's noise is 10 ** (-dB / 10), and their sum counts.")  # fmt: skip
+        raise NotSolved(f"For {target:g} dB the layers left in INT8 sum up to {-10 * np.log10(left):.1f} dB. Noise "
+                        "adds, decibels do not: a layer's noise is 10 ** (-dB / 10), and their sum counts.")  # fmt: skip
     noise = sorted((10 ** (-db / 10) for _, db in layers), reverse=True)
     fewest = next(n for n in range(len(noise) + 1) if sum(noise[n:]) <= allowed)
     if len(set(kept)) > fewest:
-        raise NotSolved(f"{target:g} dB is reached, but with {len(set(kept))} layers in float, and {fewest} are enough: "
-                        "keep the noisiest first, and stop as soon as the rest fits.")  # fmt: skip
+        raise NotSolved(f"{target:g} dB is reached, but with {len(set(kept))} layers in float, and {fewest} are "
+                        "enough: keep the noisiest first, and stop as soon as the rest fits.")  # fmt: skip
