@@ -195,9 +195,9 @@ def _judge(layers: Sequence[tuple[str, float]], target: float, kept: Sequence[st
     left = sum(10 ** (-db / 10) for name, db in layers if name not in kept)
     if left > allowed:
         raise NotSolved(f"For {target:g} dB the layers left in INT8 sum up to {-10 * np.log10(left):.1f} dB. Noise "
-                        "adds, decibels do not: a layer's noise is 10 ** (-dB / 10), and their sum counts.")  # fmt: skip
+                        "adds, decibels do not: a layer's is 10 ** (-dB / 10), and their sum counts.")  # fmt: skip
     noise = sorted((10 ** (-db / 10) for _, db in layers), reverse=True)
     fewest = next(n for n in range(len(noise) + 1) if sum(noise[n:]) <= allowed)
     if len(set(kept)) > fewest:
-        raise NotSolved(f"{target:g} dB is reached, but with {len(set(kept))} layers in float, and {fewest} are "
-                        "enough: keep the noisiest first, and stop as soon as the rest fits.")  # fmt: skip
+        raise NotSolved(f"{target:g} dB is reached, but with {len(set(kept))} layers in float, and {fewest} "
+                        "are enough: keep the noisiest first, and stop as soon as the rest fits.")  # fmt: skip

@@ -12,7 +12,7 @@ from matplotlib.patches import FancyBboxPatch, Patch
 from numpy.typing import NDArray
 
 from trtkit.course.pictures.lesson05 import TYPES
-from trtkit.plot.style import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION
+from trtkit.plot.style import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 
 Ribbon = Sequence[tuple[str, int]]  # of every kernel the type of a tensor and its bytes, in order
 
@@ -38,7 +38,7 @@ def ribbons(engines: Mapping[str, Sequence[Ribbon]]) -> Figure:
     axis.grid(axis="y", visible=False)
     drawn = {dtype for kernels in engines.values() for tensors in kernels for dtype, _ in tensors}
     handles = [Patch(color=tint, alpha=0.6, label=what) for dtype, (tint, what) in TYPES.items() if dtype in drawn]
-    axis.legend(handles=handles, fontsize=8, loc="lower right", ncols=len(handles))
+    fig.legend(handles=handles, fontsize=8, loc="upper center", ncols=len(handles), bbox_to_anchor=(0.5, 1.06))
     fig.tight_layout()
     return fig
 
@@ -114,19 +114,6 @@ def channels(panels: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]
         axis.set_title(title, fontsize=9)
     axes[0][0].set_ylabel("largest |value|")
     axes[0][0].legend(fontsize=8)
-    fig.tight_layout()
-    return fig
-
-
-def strengths(curves: Mapping[str, Sequence[tuple[float, float]]], levels: Mapping[str, float]) -> Figure:
-    """SQNR over SmoothQuant's strength, with levels to compare to."""
-    fig, axis = plt.subplots(figsize=(7, 3.0))
-    for (name, points), tint in zip(curves.items(), (BLUE, GREEN, ORANGE), strict=False):
-        axis.plot(*zip(*points, strict=True), "o-", color=tint, label=name)
-    for (name, level), tint in zip(levels.items(), (VERMILION, GREY), strict=False):
-        axis.axhline(level, color=tint, linestyle="--", linewidth=1.2, label=name)
-    axis.set(xlabel="strength", ylabel="SQNR of the output, dB")
-    axis.legend(fontsize=8)
     fig.tight_layout()
     return fig
 
