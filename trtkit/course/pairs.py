@@ -91,7 +91,7 @@ def by_onnxruntime(model: Model, data: Sequence[Mapping[str, np.ndarray]], **opt
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.batches = iter(data)
 

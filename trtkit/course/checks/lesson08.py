@@ -71,8 +71,8 @@ def check_joined(joined: Callable[[list[Array]], Any]) -> None:
     if scale <= 0:
         raise NotSolved(f"A scale is greater than 0, and yours is {scale:g}.")
     best = 3.0 / 127
-    errors = [[float(np.abs(codes(x, s) - x).max()) for x in inputs] for s in (best, scale)]
-    show(lesson01.against(["narrow", "wide", "middle"], *errors, "largest error"), "Largest error of each input.")
+    right, yours = ([float(np.abs(codes(x, s) - x).max()) for x in inputs] for s in (best, scale))
+    show(lesson01.against(["narrow", "wide", "middle"], right, yours, "largest error"), "Largest error of each input.")
     if not np.isclose(scale, best, rtol=1e-6):
         hint = ("the wide input is cut off: take the largest |value| of all inputs, negative ones, too" if scale < best
                 else "steps are wider than they need be: the largest |value| of all becomes code 127")  # fmt: skip
