@@ -141,6 +141,26 @@ def test_choices_are_explained() -> None:
         quantize(model, data(), skip=["Conv_1"])
 
 
+def test_a_relu_in_front_of_fp8_is_computed() -> None:
+    """ONNX Runtime by itself leaves it out, as if the codes were UINT8."""
+    batches = data()
+    model = net("a = Relu(x) y = Conv(a, w)", {"w": (4, 4, 1, 1)})
+    small = quantize(model, batches, dtype="fp8", depthwise=True)
+    x = np.where(batches[0] < 0, 1000 * batches[0], batches[0])  # what is negative must not matter
+    assert sqnr(model.run(x)["y"], small.run(x)["y"]) > 25
+
+
+def test_a_weight_of_zeros_has_a_scale_that_fp16_can_hold() -> None:
+    """Such as the head of a vision transformer before its training."""
+    model = net("a = Conv(x, w) b = Conv(a, v) y = Relu(b)", {"w": (4, 4, 1, 1), "v": (4, 4, 1, 1)})
+    values = model.ir.graph.initializers
+    values["v"].const_value = ir.tensor(np.zeros((4, 4, 1, 1), np.float32))
+    half = autocast(quantize(load(model.to_proto()), data()), "fp16")
+    scales = [v.const_value.numpy() for v in half.ir.graph.initializers.values() if v.dtype == ir.DataType.FLOAT16]
+    assert scales and all((scale > 0).all() for scale in scales if scale.ndim < 4)
+    assert not half.run(data()[0])["y"].any()
+
+
 def test_what_tensorrt_would_dequantise_stays_float() -> None:
     model = net("a = ConvTranspose(x, w) y = Conv(a, v)", {"w": (4, 4, 1, 1), "v": (4, 4, 1, 1)})
     assert quantize(model, data(), "max").op_counts["QuantizeLinear"] == 1

@@ -353,6 +353,8 @@ def quantize_weight(weight: np.ndarray, axis: int | None, kind: Codes = INT8_COD
     others = None if axis is None else tuple(a for a in range(weight.ndim) if a != axis)
     amax = np.abs(weight).max(axis=others, keepdims=True).astype(np.float32)
     floor = max(float(amax.max()) * _SMALLEST_CHANNEL, float(np.finfo(np.float32).tiny) * kind.largest)
+    if not amax.any():  # any scale will do, but it must not become 0 in FP16, which TensorRT refuses
+        floor = 1.0
     scale = np.maximum(amax, np.float32(floor)) / np.float32(kind.largest)
     codes = kind.encode(weight / scale)
     return codes, scale.reshape(()) if axis is None else scale.reshape(-1)
