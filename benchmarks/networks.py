@@ -106,3 +106,54 @@ def bert(quick: bool) -> Network:
 
     # "eager" writes attention as plain operators, which TensorRT fuses into fewer kernels than "sdpa"'s form.
     return Network("bert-quick" if quick else "bert-base", ("sdpa", "eager"), "eager", make, draw)
+
+
+def vit(quick: bool) -> Network:
+    """torchvision's ViT-B/16 at 224x224 pixels (quick: 2 layers of width 64, 64x64 pixels)."""
+    import torchvision
+
+    size = 64 if quick else 224
+    small = {"num_layers": 2, "num_heads": 4, "hidden_dim": 64, "mlp_dim": 128, "patch_size": 16}
+
+    def make(variant: str) -> torch.nn.Module:
+        torch.manual_seed(0)
+        kind = torchvision.models.VisionTransformer if quick else torchvision.models.vit_b_16
+        net = kind(image_size=size, **(small if quick else {})).eval()
+        torch.nn.init.trunc_normal_(net.heads.head.weight, std=0.02)  # torchvision's is zero: nothing to compare
+        return net
+
+    def draw(batch: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(batch, 3, size, size, generator=generator)
+
+    return Network("vit-quick" if quick else "vit-b16", ("sdpa",), "sdpa", make, draw)
+
+
+class GatedMlp(torch.nn.Module):
+    """The feed-forward half of a Llama layer: x + down(silu(gate(n)) * up(n)), n the RMS norm of x."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.norm = torch.nn.RMSNorm(width, eps=1e-5)
+        self.gate, self.up = (torch.nn.Linear(width, inner, bias=False) for _ in range(2))
+        self.down = torch.nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n = self.norm(x)
+        return x + self.down(torch.nn.functional.silu(self.gate(n)) * self.up(n))
+
+
+def llama_mlp(quick: bool) -> Network:
+    """Two feed-forward halves of Llama-2-7B, 4096 wide, 11008 inside, for one token of each sequence (quick: 256, 512).
+
+    With one token nearly all time goes into reading the weights: what they take in memory decides.
+    """
+    width, inner = (256, 512) if quick else (4096, 11008)
+
+    def make(variant: str) -> torch.nn.Module:
+        torch.manual_seed(0)
+        return torch.nn.Sequential(*(GatedMlp(width, inner) for _ in range(2))).eval()
+
+    def draw(batch: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(batch, width, generator=generator)
+
+    return Network("llama-mlp-quick" if quick else "llama-mlp", ("plain",), "plain", make, draw)

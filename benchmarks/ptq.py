@@ -125,18 +125,23 @@ def engine(file: Path) -> dict[str, Any]:
     """What TensorRT made of a file: [[operator, type, quantised in the graph, so in the engine], ...], or why not."""
     import trtkit
     from trtkit.errors import TrtkitError
-    from trtkit.quant.quantized_graph import QuantizedGraph
 
     try:
         model = trtkit.load(file)
         built = trtkit.build(model, verify=False)  # scored already; without a GPU there is nothing else to run
         if model.precision in ("fp16", "bf16"):
             return {"built": True, "products": []}
-        products = trtkit.lint(model, built).counts()
+        return {"built": True, "products": products_of(model, built)}
     except TrtkitError as why:
         return {"built": False, "why": " ".join(str(why).split())[:300]}
-    graph = QuantizedGraph(model)
-    return {"built": True, "products": [*products, *_in_blocks(graph, built)]}
+
+
+def products_of(model: Any, built: Any) -> list[tuple[str, str, int, int]]:
+    """The quantised products of a graph: (operator, type, how many there are, how many are so in the engine)."""
+    import trtkit
+    from trtkit.quant.quantized_graph import QuantizedGraph
+
+    return [*trtkit.lint(model, built).counts(), *_in_blocks(QuantizedGraph(model), built)]
 
 
 def _in_blocks(graph: Any, built: Any) -> Iterator[tuple[str, str, int, int]]:
@@ -240,7 +245,8 @@ def _row(cells: Iterable[object]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
+def markdown(head: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
+    """A table whose first `left` columns are words and the others figures."""
     return "\n".join([_row(head), "|" + "---|" * left + "---:|" * (len(head) - left), *map(_row, rows)])
 
 
@@ -251,7 +257,7 @@ def scores() -> str:
         some = next(iter(records.values())).extra
         cells = [f"{100 * records[c].extra['score']:.2f}" if c in records else "–" for c in columns]
         rows.append([name, f"{some['metric']}, {some['samples']}", f"{100 * some['fp32']:.2f}", *cells])
-    return _table(["network", "score, samples", "FP32", *map(_heading, columns)], rows, 2)
+    return markdown(["network", "score, samples", "FP32", *map(_heading, columns)], rows, 2)
 
 
 def costs() -> str:
@@ -263,7 +269,7 @@ def costs() -> str:
             f"{r.extra['cpu_s']:.2f} s, {r.extra['peak_mb']:.0f} MB" if (r := records.get(c)) else "–" for c in columns
         ]
         rows.append([name, *cells])
-    return _table(["network", *map(_heading, columns)], rows)
+    return markdown(["network", *map(_heading, columns)], rows)
 
 
 def memories() -> str:
@@ -275,13 +281,13 @@ def memories() -> str:
             cells.append(" → ".join(f"{peak:.1f}" for peak in peaks) or "–")
         samples = [str(r.extra["samples"]) for times in TIMES if (r := records.get(f"{GROWING[0]}-{times}"))]
         rows.append([name, " → ".join(samples), *cells])
-    return _table(["network", "samples", *(f"{_heading(c)} MB" for c in GROWING)], rows) if rows else ""
+    return markdown(["network", "samples", *(f"{_heading(c)} MB" for c in GROWING)], rows) if rows else ""
 
 
 def engines() -> str:
     """Products that are 8-bit (INT4: whose own kernel decodes the weight) in the engine, of those in the graph."""
     rows = [[name, *(_products(records.get(c)) for c in (*OURS, *THEIRS))] for name, records in found().items()]
-    return _table(["network", *map(_heading, (*OURS, *THEIRS))], rows)
+    return markdown(["network", *map(_heading, (*OURS, *THEIRS))], rows)
 
 
 def _products(one: record.Record | None) -> str:
@@ -366,12 +372,12 @@ def _holds(count: int, misses: Sequence[str]) -> str:
     return f"holds on all {count} networks" if not misses else f"missed: {', '.join(misses)}"
 
 
-def into_readme(text: str, tables: str) -> str:
+def into_readme(text: str, tables: str, marks: tuple[str, str] = MARKS) -> str:
     """README with the tables between its two marks. ValueError where the marks are not there."""
-    before, begin, rest = text.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
+    before, begin, rest = text.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not begin or not end:
-        raise ValueError(f"README.md lacks the marks {MARKS[0]} and {MARKS[1]} between which the tables go.")
+        raise ValueError(f"README.md lacks the marks {marks[0]} and {marks[1]} between which the tables go.")
     return f"{before}{begin}\n\n{tables}\n\n{end}{after}"
 
 
