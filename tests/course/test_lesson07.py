@@ -1,4 +1,4 @@
-"""Lesson 07: calibrators on one run, spoilt data, and checks that pass right answers and meet wrong ones with a hint."""
+"""Lesson 07: calibrators in one run, spoilt data, and checks that take right answers and meet others with a hint."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ WRONG: list[tuple[Any, Any, str]] = [
     (checks.check_output, lambda x, w, ends: ends[-1], "clips nothing"),
     (checks.check_output, lambda x, w, ends: ends[0], "keep the best"),
     (checks.check_suspects, lambda largest: None, "list of batch numbers"),
-    (checks.check_suspects, lambda largest: [], "16 times too large"),
-    (checks.check_suspects, by_deviation, "the median does not care"),
+    (checks.check_suspects, lambda largest: [], "255 times too large"),
+    (checks.check_suspects, by_deviation, "the median stays"),
     (checks.check_suspects, lambda largest: [*checks.BAD, checks.DARK], "is dark"),
     (checks.check_suspects, lambda largest: range(12), "is dark"),
     (checks.check_suspects, lambda largest: [*checks.BAD, 0], "is fine"),
@@ -125,7 +125,7 @@ def test_pictures_draw() -> None:
         pictures.p_and_q({"4 bins": (np.ones(4) / 4, np.ones(4) / 4)}, 8),
         pictures.curves({"a tensor": (x, np.where(x < 1, np.inf, x), 2.0)}, "divergence"),
         pictures.by_layer({"mse": [1.0, 2.0], "entropy": [-3.0, 0.5]}),
-        pictures.grouped({"digits": {method: 0.9 for method in ends}}, "accuracy"),
+        pictures.grouped({"digits": dict.fromkeys(ends, 0.9)}, "accuracy"),
         pictures.with_count([1, 2, 4], {"range": {"max": [1.0, 2, 3]}}),
         pictures.against({"max": ([1.0, 2.0], [1.0, 3.0])}, "ours", "theirs"),
         pictures.graph_and_engine({"graph": [("Conv", "Int8", "Float")] * 11, "engine": [("kgen", "Float", "mixed")]}),

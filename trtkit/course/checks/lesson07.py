@@ -20,7 +20,7 @@ from trtkit.quant.calibrate import MaxCalibrator, PercentileCalibrator
 from trtkit.quant.qdq import observable
 
 Array = NDArray[Any]
-BAD, DARK = (3, 9), 6  # batches of exercise 4
+BAD, DARK, SPOILT = (3, 9), 6, 255  # batches of exercise 4, and how many times too large the bad ones are
 
 
 @cache
@@ -91,8 +91,8 @@ def check_merge(merge: Callable[[Array, float, Array, float], Any]) -> None:
         if counts.sum() != right.sum():
             raise NotSolved(f"{where}: {right.sum()} values went in, and {counts.sum()} came out.")
         if not np.array_equal(counts, right):
-            raise NotSolved(f"{where}: no value is lost, but some are in wrong bins. In the histogram with the lower top "
-                            f"{times} neighbouring bins become one, and the bins behind them are empty.")  # fmt: skip
+            raise NotSolved(f"{where}: no value is lost, but some are in wrong bins. In the histogram with the lower "
+                            f"top {times} neighbours become one, and the bins behind them are empty.")  # fmt: skip
     print("Right: two machines may share the work, and nobody has to send an activation.")
 
 
@@ -134,7 +134,7 @@ def check_output(choose: Callable[[Array, Array, Array], Any]) -> None:
         if not np.isclose(have, want):
             hint = "measure through_int8(x, end) @ w against x @ w for each end, and keep the best"
             if np.isclose(have, itself):
-                hint = "that is best for x itself. Here the layer's output counts: a channel that meets small weights may be clipped"
+                hint = "that is best for x itself, and a channel that meets weights of 0 may be clipped"
             elif np.isclose(have, here[-1]):
                 hint = "that is the largest |x|, which clips nothing and rounds most coarsely"
             raise NotSolved(f"{name}: best is {want:.3f}, yours is {have:.3f}: {hint}.")
@@ -142,12 +142,12 @@ def check_output(choose: Callable[[Array, Array, Array], Any]) -> None:
 
 
 def batches(spoilt: bool) -> list[dict[str, Array]]:
-    """Exercise 4's batches of digits. One is dark, which is fine; where `spoilt`, two were never divided by 16."""
+    """Exercise 4's batches of digits. One is dark, which is fine; where `spoilt`, two run from 0 to 255."""
     task, _ = digits_network()
     found = [dict(batch) for batch in task.calibration[:12]]
     found[DARK] = {"x": found[DARK]["x"] * np.float32(0.2)}
     for i in BAD if spoilt else ():
-        found[i] = {"x": found[i]["x"] * np.float32(16)}
+        found[i] = {"x": found[i]["x"] * np.float32(SPOILT)}
     return found
 
 
@@ -181,15 +181,15 @@ def check_suspects(find: Callable[[Array], Any]) -> None:
             lesson07.suspects(largest[:, 0], wrong, named), "The largest input of each batch, and those that you named."
         )
         if missed := [i for i in wrong if i not in named]:
-            raise NotSolved(f"Batch {missed[0]} is 16 times too large, and you did not name it. Wrong batches raise the "
-                            "mean and the standard deviation themselves; the median does not care about them.")  # fmt: skip
+            raise NotSolved(f"Batch {missed[0]} is {SPOILT} times too large, and you did not name it. Wrong batches "
+                            "raise the mean and the standard deviation themselves; the median stays.")  # fmt: skip
         if DARK in named:
             raise NotSolved(
                 f"Batch {DARK} is dark, and you named it. Small values widen no range: look for large ones."
             )
         if innocent := [i for i in named if i not in wrong]:
             raise NotSolved(f"Batch {innocent[0]} is fine, and you named it. Batches differ by a factor of two now and "
-                            "then; what was not divided by 16 is 16 times as large.")  # fmt: skip
+                            "then; what is wrong here is hundreds of times as large.")  # fmt: skip
     bad = batches(True)
     good = [batch for i, batch in enumerate(bad) if i not in BAD]
     before, after = (evaluate(task, trtkit.quantize(model, data).run) for data in (bad, good))
