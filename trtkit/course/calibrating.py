@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trtkit.course import photos
 from trtkit.graph.taps import Batch, Taps
 from trtkit.model import Model
 from trtkit.quant.calibrate import INT8_MAX, METHODS, Calibration, Calibrator
@@ -68,6 +72,15 @@ def two_errors(x: Floats, amax: float, most: int = INT8_MAX) -> tuple[float, flo
     return float(error[~beyond].sum()), float(error[beyond].sum())
 
 
+def as_pixels(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a file holds: normalised images (N, 3, H, W) as whole numbers from 0 to 255, float32 and never normalised.
+
+    >>> as_pixels(photos.normalise(np.full((1, 1, 3), 255, np.uint8))[None]).ravel().tolist()
+    [255.0, 255.0, 255.0]
+    """
+    return np.stack([photos.to_pixels(image).transpose(2, 0, 1) for image in images]).astype(np.float32)
+
+
 def hot_pixels(images: Floats, count: int, value: float, seed: int = 0) -> Floats:
     """A copy of images (N, C, H, W) in which `count` pixels of the first one have a value that no pixel should have.
 
@@ -79,3 +92,43 @@ def hot_pixels(images: Floats, count: int, value: float, seed: int = 0) -> Float
     places = np.random.default_rng(seed).choice(height * width, count, replace=False)
     spoilt[0].reshape(images.shape[1], -1)[:, places] = value
     return spoilt
+
+
+def our_ends(tensors: Mapping[str, Floats], make: Callable[[], Calibrator]) -> tuple[dict[str, float], float]:
+    """The end of each tensor's range by a calibrator of its own, and the seconds of the processor that all took.
+
+    >>> our_ends({"x": np.array([0.5, -2.0])}, METHODS["max"])[0]
+    {'x': 2.0}
+    """
+    started = time.process_time()
+    ends = {}
+    for name, tensor in tensors.items():
+        calibrator = make()
+        calibrator.observe(tensor)
+        ends[name] = float(calibrator.amax())
+    return ends, time.process_time() - started
+
+
+def onnxruntime_ends(
+    tensors: Mapping[str, Floats], method: str, bins: int, levels: int = 128
+) -> tuple[dict[str, float], float]:
+    """As `our_ends`, by the collector that ONNX Runtime calibrates with.
+
+    Args:
+        method: "entropy" or "percentile" (of 99.99).
+        bins: of its histogram, which lie on both sides of zero; ONNX Runtime takes 128 for entropy, 2048 for percentile.
+        levels: codes that entropy compares with, on both sides of zero; ONNX Runtime takes 128.
+
+    >>> ends, _ = onnxruntime_ends({"x": np.linspace(-1, 1, 20001, dtype=np.float32)}, "percentile", 2048)
+    >>> round(ends["x"], 2)
+    1.0
+    """
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
+    collector = HistogramCollector(method, True, bins, levels, 99.99, "same")
+    started = time.process_time()
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells how many tensors it has done
+        collector.collect({name: [tensor] for name, tensor in tensors.items()})
+        found = collector.compute_collection_result()
+    seconds = time.process_time() - started
+    return {name: max(abs(float(low)), abs(float(high))) for name, (low, high, *_) in found.items()}, seconds
