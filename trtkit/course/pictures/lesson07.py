@@ -25,7 +25,7 @@ def scores(values: Mapping[str, float], what: str) -> Figure:
     tints = [GREEN if value > 0.8 else ORANGE if value > 0.5 else VERMILION for value in values.values()]
     drawn = axis.barh(list(values), [100 * value for value in values.values()], color=tints, height=0.6)
     axis.bar_label(drawn, fmt="%.0f %%", fontsize=8.5, padding=3)
-    axis.set(xlim=(0, 108), xlabel=what)
+    axis.set(xlim=(0, 108), xlabel=f"{what}, %")
     axis.grid(axis="y", visible=False)
     axis.invert_yaxis()
     fig.tight_layout()
@@ -102,13 +102,13 @@ def p_and_q(panels: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], bins: int) 
 
 def curves(panels: Mapping[str, tuple[NDArray[Any], NDArray[Any], float]], ylabel: str) -> Figure:
     """A measure over the end of the range, panels[title] = (ends, measure, chosen end); a dashed line where it ends."""
-    fig, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 2.9), squeeze=False)
+    fig, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 2.9), squeeze=False, sharey=True)
     for axis, (title, (ends, values, chosen)) in zip(axes[0], panels.items(), strict=True):
-        finite = np.isfinite(values) & (values > 0)
+        finite = np.isfinite(values)
         axis.plot(ends[finite], values[finite], color=PURPLE, linewidth=1.3)
-        axis.axvline(chosen, color=GREEN, linestyle="--")
-        axis.set_yscale("log")
-        axis.set(xlabel="end of the range, amax")
+        axis.axvline(chosen, color=GREEN, linestyle="--", label=f"chosen: {chosen:.2f}")
+        axis.legend(fontsize=8)
+        axis.set(xlabel="end of the range, amax", xlim=(0, None))
         axis.set_title(title, fontsize=9)
     axes[0][0].set_ylabel(ylabel)
     fig.tight_layout()
@@ -121,9 +121,10 @@ def by_layer(gains: Mapping[str, Sequence[float]]) -> Figure:
     for method, values in gains.items():
         axis.plot(range(len(values)), values, MARKS[method], color=TINTS[method], markersize=4.5, label=method)
     axis.axhline(0, color=BLUE, linewidth=1.2)
-    axis.text(len(next(iter(gains.values()))) - 0.4, 0, "max", color=BLUE, fontsize=8, va="center")
-    axis.set(xlabel="tensor, from input to output", ylabel="dB better than max")
-    axis.legend(fontsize=8, ncols=3, loc="lower left")
+    count = len(next(iter(gains.values())))
+    axis.text(count + 0.4, 0, "max", color=BLUE, fontsize=8, va="bottom", ha="right")
+    axis.set(xlabel="tensor, from input to output", ylabel="dB better than max", xlim=(-1, count + 0.5))
+    axis.legend(fontsize=8, ncols=3, loc="lower right")
     fig.tight_layout()
     return fig
 
@@ -189,8 +190,9 @@ def graph_and_engine(rows: Mapping[str, Sequence[tuple[str, str, str]]], width: 
         y += -(-len(steps) // width) + 0.2
     axis.set(xlim=(-1.3, width + 0.05), ylim=(y - 0.5, -0.6))
     axis.axis("off")
-    for i, (name, tint) in enumerate(KINDS.items()):
-        axis.plot([], [], "s", color=tint, label={"Float": "FP32", "Int8": "INT8"}.get(name, "both"), zorder=i)
+    used = {kind for steps in rows.values() for _, *kinds in steps for kind in kinds}
+    for name, tint in ((name, tint) for name, tint in KINDS.items() if name in used):
+        axis.plot([], [], "s", color=tint, alpha=0.5, label={"Float": "FP32", "Int8": "INT8"}.get(name, "both"))
     fig.legend(loc="lower center", ncols=len(KINDS), fontsize=8, bbox_to_anchor=(0.5, -0.06))
     fig.tight_layout()
     return fig
@@ -223,7 +225,7 @@ def against_best(ends: NDArray[Any], panels: Mapping[str, tuple[NDArray[Any], fl
         axis.plot(ends, errors, color=GREY)
         axis.plot(ends[np.argmin(errors)], errors.min(), "o", color=GREEN, label="best")
         axis.axvline(yours, color=VERMILION, linestyle="--", label="yours")
-        axis.set(xlabel="end of the range", ylabel="error of what the layer gives out")
+        axis.set(xlabel="end of the range / largest |x|", ylabel="error of what the layer gives out")
         axis.set_yscale("log")
         axis.set_title(title, fontsize=9)
     axes[0][0].legend(fontsize=8)
