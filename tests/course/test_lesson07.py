@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from trtkit.course.calibrating import hot_pixels, race, through_int8, two_errors
+import trtkit
+from trtkit.course import photos
+from trtkit.course.calibrating import as_pixels, hot_pixels, onnxruntime_ends, our_ends, race, through_int8, two_errors
 from trtkit.course.checks import NotSolved
 from trtkit.course.checks import lesson07 as checks
 from trtkit.course.pictures import lesson07 as pictures
+from trtkit.course.trained import evaluate, trained
 from trtkit.errors import DataError
-from trtkit.quant.calibrate import METHODS, calibrate
+from trtkit.graph.taps import Taps
+from trtkit.quant.calibrate import METHODS, Calibration, calibrate
 from trtkit.quant.qdq import observable
 
 
@@ -113,6 +117,37 @@ def test_hot_pixels_touch_one_picture() -> None:
     assert (spoilt != images).sum() == 15 and (spoilt[0] == 100).sum() == 15 and np.array_equal(spoilt[1:], images[1:])
 
 
+def test_pixels_are_what_was_normalised() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), np.uint8)
+    images = np.stack([photos.normalise(each) for each in pixels])
+    assert np.array_equal(as_pixels(images), pixels.transpose(0, 3, 1, 2))
+
+
+def test_onnxruntime_agrees_on_percentiles_and_its_entropy_is_max() -> None:
+    task, model = checks.digits_network()
+    tensors = Taps(model, [name for name in observable(model)["tensors"] if name != "x"]).run(task.calibration[0])
+    ours, seconds = our_ends(tensors, METHODS["percentile"])
+    theirs, _ = onnxruntime_ends(tensors, "percentile", 8192)
+    assert len(tensors) == 3 and theirs == pytest.approx(ours, rel=2e-3) and seconds >= 0
+    largest = {name: float(np.abs(x).max()) for name, x in tensors.items()}
+    assert our_ends(tensors, METHODS["max"])[0] == largest
+    assert onnxruntime_ends(tensors, "entropy", 128)[0] == pytest.approx(largest)
+    assert onnxruntime_ends(tensors, "entropy", 1024)[0] != pytest.approx(largest)
+
+
+def test_one_range_of_entropy_is_what_costs_mnist_its_points() -> None:
+    task = trained("mnist")
+    model = trtkit.optimize(task.model)
+    found = race(model, task.calibration, observable(model)["tensors"])
+    first = Taps(model).names[[node.op_type for node in model.ir.graph].index("Clip")]
+    fine, mended = dict(found["percentile"].ranges), dict(found["entropy"].ranges)
+    fine[first], mended[first] = mended[first], fine[first]
+    assert fine[first] < found["mse"][first] / 2
+    scores = [evaluate(task, trtkit.quantize(model, None, calibration=Calibration(each, "mix", 1)).run)
+              for each in (fine, mended)]  # fmt: skip
+    assert scores[0] < 0.96 and scores[1] > 0.98
+
+
 def test_pictures_draw() -> None:
     x = np.linspace(0.1, 4, 64)
     counts = np.arange(1, 129)
@@ -138,3 +173,4 @@ def test_pictures_draw() -> None:
     assert bars == pytest.approx([90, 30])
     assert [text.get_text() for text in drawn[3].axes[0].texts] == ["3", "1", "2"]
     assert len(drawn[5].axes[0].lines[0].get_xdata()) == int((x >= 1).sum())
+    assert [text.get_text() for text in drawn[10].legends[0].get_texts()] == ["FP32", "INT8", "both"]
