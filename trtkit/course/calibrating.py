@@ -116,7 +116,7 @@ def onnxruntime_ends(
 
     Args:
         method: "entropy" or "percentile" (of 99.99).
-        bins: of its histogram, which lie on both sides of zero; ONNX Runtime takes 128 for entropy, 2048 for percentile.
+        bins: of its histogram, on both sides of zero; ONNX Runtime takes 128 for entropy, 2048 for percentile.
         levels: codes that entropy compares with, on both sides of zero; ONNX Runtime takes 128.
 
     >>> ends, _ = onnxruntime_ends({"x": np.linspace(-1, 1, 20001, dtype=np.float32)}, "percentile", 2048)

@@ -76,14 +76,14 @@ def check_merge(merge: Callable[[Array, float, Array, float], Any]) -> None:
         narrow, wide = rng.integers(0, 50, (2, 32))
         folded = np.concatenate([narrow.reshape(-1, times).sum(axis=1), np.zeros(32 - 32 // times, int)])
         right, top = folded + wide, 0.75 * times
-        given = (wide, top, narrow, 0.75) if swap else (narrow, 0.75, wide, top)
-        answer = merge(*(each.copy() if isinstance(each, np.ndarray) else each for each in given))
+        a, top_a, b, top_b = (wide, top, narrow, 0.75) if swap else (narrow, 0.75, wide, top)
+        answer = merge(a.copy(), top_a, b.copy(), top_b)
         if not isinstance(answer, (tuple, list)) or len(answer) != 2 or np.ndim(answer[0]) != 1:
             raise NotSolved("merge(a, top_a, b, top_b) returns two things: the counts, an array, and their top.")
         counts = np.asarray(answer[0])
         if times == 8 or counts.shape != right.shape or not np.array_equal(counts, right):
             show(lesson07.two_counts(right, counts), "Your counts on the right ones.")
-        where = f"Tops {given[1]:g} and {given[3]:g}"
+        where = f"Tops {top_a:g} and {top_b:g}"
         if not np.isclose(number(answer[1], "The top of merge(...)"), top):
             raise NotSolved(f"{where}: the top has to be {top:g}, the larger one, so that every value is inside.")
         if counts.shape != right.shape:
