@@ -130,6 +130,7 @@ def driver(gpu: Gpu) -> SimpleNamespace:
         return (Status(0 if gpu.graphs.pop(graph, None) is not None else 1),)
 
     return SimpleNamespace(
+        CUstream=int,
         CUstreamCaptureMode=SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1),
         cuStreamBeginCapture=begin,
         cuStreamEndCapture=end,
