@@ -3,7 +3,7 @@
     python3 -m benchmarks.gpu_quant --out out/gpu                      # everything, 8 minutes on one GPU
     python3 -m benchmarks.gpu_quant --only bert-base-b1 llama-mlp-b1   # some of it
     python3 -m benchmarks.gpu_quant --quick --device cpu --out out/q   # the same code on a CPU, smallest shapes
-    python3 -m benchmarks.gpu_quant --part readme                      # the table of README from the records
+    python3 -m benchmarks.gpu_quant --table                            # the tables from the records, nothing is run
 
 Each form of a network comes from one FP32 graph: optimised, then quantised, then what is left in FP16 by `autocast`.
 An engine's outputs are held against its own graph, which ONNX Runtime computes on the CPU; who is further off than
@@ -31,7 +31,7 @@ from benchmarks import networks
 from benchmarks.contenders import session_call
 from benchmarks.gpu_step1 import guarded, open_log, say
 from benchmarks.kernel_trace import trace
-from benchmarks.ptq import into_readme, markdown, products_of
+from benchmarks.ptq import markdown, products_of
 from trtkit.bench import record
 from trtkit.bench.measure import measure
 from trtkit.engine.verify import relative_error
@@ -45,8 +45,6 @@ CALIBRATION = 8  # samples, in batches of one
 ORDER = ("bert-base-b1", "llama-mlp-b1", "bert-base-b32", "vit-b16-b1", "vit-b16-b32", "llama-mlp-b64", "resnet50-b1")
 MAKE = {"bert-base": networks.bert, "vit-b16": networks.vit, "llama-mlp": networks.llama_mlp,
         "resnet50": networks.resnet}  # fmt: skip
-MARKS = ("<!-- gpu_quant: made by python3 -m benchmarks.gpu_quant --part readme -->", "<!-- gpu_quant: end -->")
-README = Path(__file__).parent / "README.md"
 Batches = list[dict[str, np.ndarray]]
 
 
@@ -186,43 +184,30 @@ def snr(got: np.ndarray, want: np.ndarray) -> float:
     return float(10 * np.log10(np.sum(want.astype(np.float64) ** 2) / noise))
 
 
-def table() -> str:
-    """Milliseconds of each form that ran right, and how many times faster than FP16 it is; signal to noise."""
-    rows = []
-    for key in ORDER:
-        if f"quant-{key}" not in set(record.keys()):
-            continue
-        found = record.load(f"quant-{key}")
-        cells = []
-        for form in FORMS:
-            if form not in found:
-                cells.append("–")
-                continue
-            one = found[form]
-            noise = one.extra["snr_db"]
-            speed = f" ({found.speedup(form, 'fp16'):.2f}×, {noise:.0f} dB)" if noise is not None else ""
-            cells.append(f"{one.median_ms:.3f}{speed}")
-        rows.append([key, *cells])
+def tables() -> str:
+    """Of each form that ran right: milliseconds with speed-up over FP16 and noise; microseconds in its kernels."""
+    return f"{_table(_time)}\n\n{_table(_heaps)}"
+
+
+def _table(cell: Callable[[record.Records, str], str]) -> str:
+    kept = [key for key in ORDER if f"quant-{key}" in set(record.keys())]
+    found = {key: record.load(f"quant-{key}") for key in kept}
+    rows = [[key, *(cell(one, form) if form in one else "–" for form in FORMS)] for key, one in found.items()]
     return markdown(["network, batch", *(form.upper() for form in FORMS)], rows)
 
 
-def kernels_table() -> str:
-    """Microseconds of a call in kernels of products and in the others."""
-    rows = []
-    for key in ORDER:
-        if f"quant-{key}" not in set(record.keys()):
-            continue
-        found = record.load(f"quant-{key}")
-        cells = [_heaps(found[form].extra) if form in found else "–" for form in FORMS]
-        rows.append([key, *cells])
-    return markdown(["network, batch", *(form.upper() for form in FORMS)], rows)
+def _time(found: record.Records, form: str) -> str:
+    one = found[form]
+    noise = one.extra["snr_db"]
+    speed = f" ({found.speedup(form, 'fp16'):.2f}×, {noise:.0f} dB)" if noise is not None else ""
+    return f"{one.median_ms:.3f}{speed}"
 
 
-def _heaps(extra: dict[str, Any]) -> str:
+def _heaps(found: record.Records, form: str) -> str:
+    """Microseconds in products + in others, and how many kernels there are; without CUPTI's times on a CPU."""
+    extra = found[form].extra
     us = extra.get("kernel_us")
-    if us is None:
-        return f"in {extra['kernels']}"
-    return f"{us['products']:.0f} + {us['others']:.0f} in {extra['kernels']}"
+    return (f"{us['products']:.0f} + {us['others']:.0f} " if us else "") + f"in {extra['kernels']}"
 
 
 def parts(options: argparse.Namespace) -> Iterator[Part]:
@@ -242,14 +227,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS), metavar="FORM")
     parser.add_argument("--budget", type=float, default=520, help="seconds after which no further part is begun")
     parser.add_argument("--out", type=Path, default=Path("out/gpu_quant"), help="folder for the log and the rest")
-    parser.add_argument("--part", choices=("measure", "readme", "table"), default="measure")
+    parser.add_argument("--table", action="store_true", help="print the tables from the records, run nothing")
     options = parser.parse_args(argv)
-    if options.part != "measure":
-        tables = f"{table()}\n\n{kernels_table()}"
-        if options.part == "table":
-            print(tables)
-        else:
-            README.write_text(into_readme(README.read_text(), tables, MARKS))
+    if options.table:
+        print(tables())
         return 0
     open_log(options.out)
     words = ["python3 -m benchmarks.gpu_quant", *(["--quick"] if options.quick else [])]

@@ -372,12 +372,12 @@ def _holds(count: int, misses: Sequence[str]) -> str:
     return f"holds on all {count} networks" if not misses else f"missed: {', '.join(misses)}"
 
 
-def into_readme(text: str, tables: str, marks: tuple[str, str] = MARKS) -> str:
+def into_readme(text: str, tables: str) -> str:
     """README with the tables between its two marks. ValueError where the marks are not there."""
-    before, begin, rest = text.partition(marks[0])
-    _, end, after = rest.partition(marks[1])
+    before, begin, rest = text.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
     if not begin or not end:
-        raise ValueError(f"README.md lacks the marks {marks[0]} and {marks[1]} between which the tables go.")
+        raise ValueError(f"README.md lacks the marks {MARKS[0]} and {MARKS[1]} between which the tables go.")
     return f"{before}{begin}\n\n{tables}\n\n{end}{after}"
 
 
