@@ -227,6 +227,17 @@ def test_all_that_quantize_writes_is_8_bit_in_the_engine(
     assert Counter(finding.rule for finding in found) == explained
 
 
+def test_casts_between_float_types_hide_nothing() -> None:
+    """With scales in FP32 and products in FP16, a Cast stands between each DQ and its product."""
+    model, shape = quantised("encoder", "int8")
+    half = trtkit.autocast(model, "fp16", keep_fp32=["QuantizeLinear", "DequantizeLinear"])
+    assert half.op_counts["Cast"] > 6
+    pytest.importorskip("tensorrt_rtx")
+    found = lint(half, build(half, {model.inputs[0].name: shape}, verify=False))
+    assert found.ok, str(found)
+    assert found.counts() == [("MatMul", "Int8", 6, 6)] and found.missing == ()
+
+
 def test_a_weight_that_tensorrt_reorders_is_found() -> None:
     """Swin's queries, keys and values are one product, taken apart behind it."""
     pytest.importorskip("tensorrt_rtx")

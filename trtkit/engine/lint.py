@@ -17,7 +17,7 @@ from trtkit.engine.layers import Layer
 from trtkit.errors import EngineError
 from trtkit.model import Model
 from trtkit.quant.lint import COSTLY, EXPLAINED, LEVELS, RULES, Finding, check
-from trtkit.quant.quantized_graph import PASSING, QuantizedGraph, code_type, constant_of, origin
+from trtkit.quant.quantized_graph import QuantizedGraph, code_type, constant_of, hands_on, origin
 
 if TYPE_CHECKING:
     from trtkit.engine.engine import Engine
@@ -271,7 +271,7 @@ class _Told:
             if finding is not None:
                 return f"; {finding.rule} at {each.name}: {finding.what}"
             makers = [value.producer() for value in each.inputs if value is not None]
-            near += [m for m in makers if m is not None and m not in near and m.op_type in (*_QDQ, *PASSING)]
+            near += [m for m in makers if m is not None and m not in near and (m.op_type in _QDQ or hands_on(m))]
         return ""
 
     def _dequantised(self, node: ir.Node) -> str:

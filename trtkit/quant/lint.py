@@ -19,10 +19,10 @@ from trtkit.quant.qdq import FP8_TAPS, QUANTIZABLE, channel_axis, taps_of
 from trtkit.quant.quantized_graph import (
     EIGHT_BITS,
     INTEGER_OPERATORS,
-    PASSING,
     QuantizedGraph,
     code_type,
     constant_of,
+    hands_on,
     name_of,
     quantizer,
     same_scale,
@@ -403,7 +403,7 @@ def _float_island(graph: QuantizedGraph) -> Iterator[tuple[ir.Node, str]]:
     for node in graph.nodes:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Constant", "Shape") or graph.quantized(node):
             continue
-        if node.op_type in LIGHT | PASSING | _AVERAGES or not any(is_used(value) for value in node.outputs):
+        if node.op_type in LIGHT | _AVERAGES or hands_on(node) or not any(is_used(value) for value in node.outputs):
             continue
         before = [value for value in node.inputs if value is not None and constant(value) is None]
         if any(map(graph.follows_product, before)) and any(map(graph.precedes_q, node.outputs)):

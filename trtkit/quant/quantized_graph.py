@@ -17,6 +17,7 @@ from trtkit.quant.qdq import QUANTIZABLE
 EIGHT_BITS = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
 # Operators that give out numbers of their input, so that TensorRT may move a Q or a DQ past them.
 PASSING = VIEWS | {"Transpose", "MaxPool", "Slice", "Split", "Gather", "Expand", "Concat", "DepthToSpace"}
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 INTEGER_OPERATORS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
 
 
@@ -49,7 +50,7 @@ class QuantizedGraph:
         if value is None or node is None or node.domain != "":
             return None
         if value not in self._sources:
-            if node.op_type in PASSING:
+            if hands_on(node):
                 found = [self.source(each) for each in (node.inputs if node.op_type == "Concat" else node.inputs[:1])]
                 self._sources[value] = found[0] if None not in found else None
             else:
@@ -62,7 +63,7 @@ class QuantizedGraph:
         if value.is_graph_output():
             yield None, 0
         for node, position in value.uses():
-            if node.op_type in PASSING and node.domain == "":
+            if hands_on(node):
                 for out in node.outputs:
                     yield from self.readers(out)
             else:
@@ -75,6 +76,14 @@ class QuantizedGraph:
     def precedes_q(self, value: ir.Value) -> bool:
         """Whether light operators lead from a value to a QuantizeLinear."""
         return any(node.op_type == "QuantizeLinear" for node in _behind(value, back=False))
+
+
+def hands_on(node: ir.Node) -> bool:
+    """Whether a node gives out the numbers that it gets: elsewhere, in another order, or in another float type."""
+    if node.domain != "":
+        return False
+    is_float_cast = node.op_type == "Cast" and _type(node.inputs[0]) in _FLOATS and _type(node.outputs[0]) in _FLOATS
+    return node.op_type in PASSING or is_float_cast
 
 
 def code_type(node: ir.Node) -> ir.DataType | None:
@@ -108,7 +117,7 @@ def quantizer(dq: ir.Node) -> ir.Node | None:
 def origin(value: ir.Value | None) -> ir.Node | None:
     """The node that computed a value's numbers, past operators that only hand them on; None for the graph's inputs."""
     node = value.producer() if value is not None else None
-    while node is not None and node.op_type in PASSING and node.domain == "":
+    while node is not None and hands_on(node):
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
     return node
 
@@ -135,7 +144,7 @@ def _behind(value: ir.Value, back: bool) -> Iterator[ir.Node]:
             if node is None:
                 continue
             yield node
-            if node.op_type in LIGHT | PASSING:
+            if node.op_type in LIGHT or hands_on(node):
                 new = [v for v in (node.inputs if back else node.outputs) if v is not None and v not in seen]
                 seen.update(new)
                 todo += new
