@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -234,10 +234,11 @@ class Model:
 
     def open_reference(self, *, exact: bool = False) -> Reference:
         """A new `Reference` of this graph, see there; `reference` is the one that is kept."""
+        as_it_stands = partial(Reference, exact=exact, keep_pairs=self.precision == "fp8")
         if self.size_bytes <= _PROTOBUF_LIMIT:
-            return Reference(self.to_bytes(), exact=exact)
+            return as_it_stands(self.to_bytes())
         with tempfile.TemporaryDirectory() as folder:
-            return Reference(str(save(self, Path(folder) / "model.onnx")), exact=exact)
+            return as_it_stands(str(save(self, Path(folder) / "model.onnx")))
 
     def run(self, inputs: Mapping[str, Any] | np.ndarray) -> dict[str, np.ndarray]:
         """Compute the outputs on the CPU with ONNX Runtime.

@@ -27,23 +27,25 @@ class Reference:
         model: the serialised ONNX model, or the path of one (needed above protobuf's 2 GB limit).
         exact: keep ONNX Runtime from replacing Q/DQ pairs by integer kernels, whose rounding differs in the last bit.
         threads: CPU threads for one operator; 0 takes all cores.
+        keep_pairs: leave Q/DQ where they stand, as `exact` does, too. FP8 needs it: no kernels could take their place,
+            and older versions of ONNX Runtime (seen in 1.30) move Q past operators that do not take FP8.
 
     Raises:
         ModelError: ONNX Runtime cannot run the graph (an operator or type without a CPU kernel), with its own words.
     """
 
-    def __init__(self, model: bytes | str, *, exact: bool = False, threads: int = 0) -> None:
+    def __init__(self, model: bytes | str, *, exact: bool = False, threads: int = 0, keep_pairs: bool = False) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised below; a second copy on stderr helps nobody
         options.intra_op_num_threads = threads
         level = ort.GraphOptimizationLevel
-        options.graph_optimization_level = level.ORT_ENABLE_BASIC if exact else level.ORT_ENABLE_ALL
+        options.graph_optimization_level = level.ORT_ENABLE_BASIC if exact or keep_pairs else level.ORT_ENABLE_ALL
         # weights in blocks: by itself ONNX Runtime would round the activations to 8 bits as well (its level 4)
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         options.enable_cpu_mem_arena = not exact  # the arena is quicker, but keeps the largest activations for ever
-        if exact:
+        if exact or keep_pairs:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             self.session = ort.InferenceSession(

@@ -9,7 +9,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+import trtkit
 from tests.passes.graphs import parse
+from trtkit.course.pairs import network
 from trtkit.errors import DataError, ModelError
 from trtkit.importers import load
 from trtkit.model import Model, save
@@ -163,6 +165,29 @@ def test_a_name_that_is_taken_inside_a_body() -> None:
     half = autocast(model)
     assert next(node for node in half.ir.graph if node.op_type == "MatMul").inputs[0].name == "x_fp16_2"
     assert_close(model, half)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp8"])
+def test_scales_of_codes_stay_in_float32_and_products_go_low(dtype: str) -> None:
+    model = network("y = MatMul(x, w)", "float[2, 4] x", "float[2, 4] y", w=np.eye(4, dtype=np.float32))
+    x = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
+    quantised = trtkit.quantize(model, [x], dtype=dtype)
+    half = autocast(quantised)
+    assert half.precision == quantised.precision == dtype
+    kept = {d.op_type: d.rule for d in autocast_report(half) if d.precision == "fp32"}
+    assert kept == {"QuantizeLinear": "sum_of_codes", "DequantizeLinear": "sum_of_codes"}
+    scales = [node.inputs[1] for node in half.ir.graph if "uantizeLinear" in node.op_type]
+    assert {scale.dtype.name for scale in scales if scale is not None and scale.dtype is not None} == {"FLOAT"}
+    np.testing.assert_allclose(half.run(x)["y"], quantised.run(x)["y"], rtol=2e-3)
+    assert not [d for d in autocast_report(autocast(quantised, "bf16")) if d.rule == "sum_of_codes"]
+
+
+def test_weights_in_blocks_are_decoded_in_fp16() -> None:
+    w = np.random.default_rng(0).standard_normal((128, 8)).astype(np.float32)
+    model = network("y = MatMul(x, w)", "float[2, 128] x", "float[2, 8] y", w=w)
+    half = autocast(trtkit.quantize_weights(model))
+    (scale,) = [node.inputs[1] for node in half.ir.graph if node.op_type == "DequantizeLinear"]
+    assert scale is not None and scale.dtype is not None and scale.dtype.name == "FLOAT16"
 
 
 def test_range_from_data() -> None:

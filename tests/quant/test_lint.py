@@ -33,6 +33,7 @@ def fp8(*shape: int) -> np.ndarray:
 MORE: dict[str, np.ndarray] = {
     "minus": np.array(-0.05, np.float32), "three": np.array(3, np.int8), "unsigned": np.array(0, np.uint8),
     "eye": np.eye(32, dtype=np.float32), "m_codes": np.arange(-512, 512).reshape(32, 32).astype(np.int8),
+    "s16": np.array(0.05, np.float16), "sw16": np.full(32, 0.01, np.float16),
     "w_fp8": fp8(32, 32, 7, 7), "v_fp8": fp8(*WEIGHT), "zw8": fp8(32) * 0, "z8": fp8() * 0,
 }  # fmt: skip
 net = partial(network, **MORE)
@@ -42,6 +43,10 @@ BEGIN = "[relu] r = Relu(x) " + pair("r", "a") + weight("w")  # 8-bit a and w
 CONV = f"[conv] c = Conv {PADS} (a, w) "
 BEGIN8 = "[relu] r = Relu(x) " + pair("r", "a", zero="z8") + "w = DequantizeLinear <axis = 0> (w_fp8, sw, zw8) "  # FP8
 END = weight("v") + f"[last] y = Conv {PADS} (e, v)"  # of 8-bit e
+
+HALF = "r = Relu(x) h = Cast <to = 10> (r) t = Transpose <perm = [0, 2, 3, 1]> (h) "  # FP16, channels last
+WIDE = "w = DequantizeLinear <axis = 1> (m_codes, sw16, zw) [product] m = MatMul(a, w) "
+BACK = "n = Cast <to = 1> (m) y = Transpose <perm = [0, 3, 1, 2]> (n)"
 
 # rule -> the graph that breaks it, the node it is about, the graph mended
 CASES: dict[str, tuple[str, str, str]] = {
@@ -64,6 +69,9 @@ CASES: dict[str, tuple[str, str, str]] = {
                     BEGIN + f"y = Conv {PADS} (a, w)"),
     "conv-transpose": ("r = Relu(x) " + pair("r", "a") + weight("w", axis=1) + "[conv] y = ConvTranspose(a, w)", "conv",
                        BEGIN + f"y = Conv {PADS} (a, w)"),
+    "half-sum": (HALF + pair("t", "a", "s16") + WIDE + BACK, "product",
+                 "[relu] r = Relu(x) t = Transpose <perm = [0, 2, 3, 1]> (r) " + pair("t", "a")
+                 + WIDE.replace("sw16", "sw") + "y = Transpose <perm = [0, 3, 1, 2]> (m)"),
     "fp8-taps": (BEGIN8 + "[conv] y = Conv <pads = [3, 3, 3, 3]> (a, w)", "conv",
                  BEGIN8.replace("w_fp8", "v_fp8") + f"y = Conv {PADS} (a, w)"),
     "float-reader": (BEGIN + CONV + pair("c", "d") + "m = Softmax <axis = 1> (d) " + pair("m", "e") + END, "DQ_d",

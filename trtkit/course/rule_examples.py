@@ -41,6 +41,12 @@ EXAMPLES = (
     ),
     Example("no_kernel", "(float[4] x) => (float[4] y) {y = HardSwish(x)}", {"precision": "bf16"}),
     Example(
+        "sum_of_codes",
+        "(float[4] x) => (float[4] y) <float s = {0.1}, int8 z = {0}>"
+        " {q = QuantizeLinear(x, s, z)  y = DequantizeLinear(q, s, z)}",
+        {},
+    ),
+    Example(
         "index_arithmetic",
         "(float[4] x) => (int64[4] y) {a = Neg(x)  y = Cast <to = 7> (a)}",
         {},

@@ -50,7 +50,7 @@ ENGINE_RULES = {
     "float-result": (
         "The kernel of an 8-bit product writes float numbers; the next one rescales them, adds the bias and rounds. "
         "TensorRT-RTX 1.7 did so in every engine looked at, INT8 or FP8.",
-        "Nothing in the graph. Behind matrix products trtkit.autocast halves what is written.",
+        "Nothing in the graph. Scales in FP16 would halve what is written behind matrix products, and overflow there.",
     ),
     "padded": (
         "TensorRT fills the channels of each group of an 8-bit convolution up to a multiple of 4 with zeros.",

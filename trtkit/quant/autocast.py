@@ -36,7 +36,7 @@ def autocast(
     kept ones join them (rule `island`), weights are converted, and one Cast stands wherever the precision changes.
 
     Args:
-        model: a float32 model, best an optimised one; one with Q/DQ keeps its INT8 and goes low in between.
+        model: a float32 model, best an optimised one; one with Q/DQ keeps its codes and goes low in between.
         precision: "fp16" (range 65504, 11 bits) or "bf16" (float32's range, 8 bits).
         keep_fp32: names of nodes (`*` allowed) and operators that stay in float32.
         io: "fp32" keeps the types of the model's inputs and outputs, "low" converts them too.
@@ -67,7 +67,7 @@ def autocast(
     RemoveIdentities()(graph)
     RemoveDeadCode()(graph)
     detail = _summary(decisions, sum(node.op_type == "Cast" for node in graph.graph))
-    label = "int8" if model.precision == "int8" else precision  # Q/DQ stay; what lies between them goes low
+    label = precision if model.precision == "fp32" else model.precision  # Q/DQ stay; what lies between them goes low
     return model.rewritten(graph, f"autocast {precision}", detail, time.perf_counter() - start, precision=label)
 
 

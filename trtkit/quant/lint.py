@@ -15,6 +15,7 @@ import onnx_ir as ir
 from trtkit.model import Model
 from trtkit.passes.common import array, constant, is_used, single_use
 from trtkit.passes.groups.common import LIGHT
+from trtkit.quant.formats import FP8_E4M3
 from trtkit.quant.qdq import FP8_TAPS, QUANTIZABLE, channel_axis, taps_of
 from trtkit.quant.quantized_graph import (
     EIGHT_BITS,
@@ -28,6 +29,7 @@ from trtkit.quant.quantized_graph import (
     same_scale,
 )
 
+HALF_MAX = 65504.0  # the largest number of FP16
 REFUSED, COSTLY, EXPLAINED = "refused", "costly", "explained"
 LEVELS = (REFUSED, COSTLY, EXPLAINED)
 
@@ -254,6 +256,31 @@ def _fp8_taps(graph: QuantizedGraph) -> Iterator[tuple[ir.Node, str]]:
         is_fp8 = dq is not None and code_type(dq) in (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
         if is_fp8 and weight is not None and (taps := taps_of(node, weight)) > FP8_TAPS:
             yield node, f"its kernel has {taps} positions"
+
+
+@_rule(
+    "half-sum", COSTLY,
+    f"The scales of a matrix product are FP32, or its sums of codes stay below {HALF_MAX:.0f}.",
+    "TensorRT multiplies codes, writes the sum in the scales' type, and scales it in the next kernel. FP16 becomes "
+    "infinite there, INT8 and FP8 alike, as seen on a GPU. Convolutions write FP32 in any case.",
+    "trtkit.autocast keeps such scales in FP32. Elsewhere put a Cast to FP32 before Q and one to FP16 behind DQ.",
+)  # fmt: skip
+def _half_sum(graph: QuantizedGraph) -> Iterator[tuple[ir.Node, str]]:
+    for node in filter(graph.quantized, graph.products):
+        dq = graph.source(node.inputs[1])
+        weight, scale = (constant_of(dq), array(dq.inputs[1])) if dq is not None else (None, None)
+        if dq is None or node.op_type not in ("MatMul", "Gemm") or weight is None or scale is None:
+            continue
+        codes = np.abs(weight.numpy().astype(np.float32))
+        if scale.dtype == np.float16 and (most := largest_sum(node, codes, code_type(dq))) > HALF_MAX:
+            yield node, f"its scales are FP16, and a sum of its codes can reach {most:.3g}"
+
+
+def largest_sum(node: ir.Node, codes: np.ndarray, kind: ir.DataType | None) -> float:
+    """What a product's sums reach at most: the largest code times all codes of an output channel's weight."""
+    channel = channel_axis(node, codes.ndim)
+    largest = FP8_E4M3.max if kind == ir.DataType.FLOAT8E4M3FN else 127
+    return float(largest * codes.sum(tuple(axis for axis in range(codes.ndim) if axis != channel)).max())
 
 
 @_rule(

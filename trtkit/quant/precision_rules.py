@@ -24,6 +24,7 @@ STANDS_FOR_INFINITY = 1e30  # no trained weight is this large; masks write "minu
 WEIGHT_ERROR_LIMIT = 1e-2  # relative; rounding alone gives 3e-4 (FP16) and 2e-3 (BF16)
 REDUCTION_LIMIT = 4096  # elements summed into one; a 64 x 64 feature map
 _SURELY_FINE = 2.0**-17  # root mean square above which FP16's smallest step, 2^-24, is less than 1 % of it
+_CODES = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
 HEADROOM = 0.5  # data seen in calibration may be exceeded twofold
 
 # Results span more powers of two than FP16 has, whatever the input.
@@ -84,6 +85,21 @@ def no_kernel(node: ir.Node, setting: Setting) -> str | None:
     """TensorRT has no kernel for this operator in the low type."""
     if setting.precision == "bf16" and node.op_type in _NO_BF16_KERNEL:
         return f"TensorRT has no BF16 kernel for {node.op_type}"
+    return None
+
+
+def sum_of_codes(node: ir.Node, setting: Setting) -> str | None:
+    """A scale of 8-bit codes: TensorRT multiplies codes, writes the sum in the scale's type, and scales it after that.
+
+    Five products of INT8 codes, or one of FP8's, can pass FP16's end. With scales in FP16, matrix products gave out
+    infinities (TensorRT-RTX 1.6 on an H100); engines of 1.7 write such sums, too. Weights in blocks are decoded before.
+    """
+    pairs = ("QuantizeLinear", "DequantizeLinear")
+    if setting.precision != "fp16" or node.op_type not in pairs or "block_size" in node.attributes:
+        return None
+    codes = [*node.inputs[:1], *node.inputs[2:], *node.outputs]
+    if any(value is not None and value_type(value) in _CODES for value in codes):
+        return "sums of products of codes, not yet scaled, overflow FP16"
     return None
 
 
@@ -152,7 +168,7 @@ def activation_range(node: ir.Node, setting: Setting) -> str | None:
 
 Rule = Callable[[ir.Node, Setting], str | None]
 RULES: tuple[Rule, ...] = (
-    user, type_system, no_kernel, index_arithmetic, wide_range, long_reduction, weights, activation_range,
+    user, type_system, no_kernel, sum_of_codes, index_arithmetic, wide_range, long_reduction, weights, activation_range,
 )
 
 
