@@ -16,12 +16,16 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import multiprocessing
+import os
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -82,15 +86,22 @@ class Part:
     """One network at one batch size; `key` names it, and `quant-KEY` its record."""
 
     key: str
-    network: networks.Network
-    batch: int
     device: str
     quick: bool
 
     @property
+    def network(self) -> networks.Network:
+        return made(self.key.rpartition("-b")[0], self.quick)
+
+    @property
+    def batch(self) -> int:
+        return int(self.key.rpartition("-b")[2])
+
+    @property
     def graph(self) -> trtkit.Model:
         """FP32, for this batch alone, fused; at batch 1 rewritten for a GPU that idles, like `gpu_step1`'s fastest."""
-        model = exported(self.network)
+        module = self.network.make(self.network.export_variant)
+        model = trtkit.load(module, self.network.inputs(2, 1, "fp32", "", "cpu")[0], name=self.network.name)
         fixed = fix_shapes(model, {model.inputs[0].name: tuple(self.inputs(1, "cpu")[0].shape)})
         small = trtkit.optimize(fixed, level=3)
         return low_latency(small) if self.batch == 1 else small
@@ -100,30 +111,43 @@ class Part:
 
 
 @cache
-def exported(network: networks.Network) -> trtkit.Model:
-    module = network.make(network.export_variant)
-    return trtkit.load(module, network.inputs(2, 1, "fp32", "", "cpu")[0], name=network.name)
+def made(name: str, quick: bool) -> networks.Network:
+    return MAKE[name](quick)
 
 
-def run(part: Part, command: str, forms: list[str]) -> None:
-    """All forms of one part, each recorded as soon as it is known."""
+class Ready(NamedTuple):
+    """An engine on disk, and what its outputs are held against; `extra` goes into the record."""
+
+    engine: Path
+    graph: Path
+    wanted: np.ndarray
+    precision: str  # of its inputs
+    limit: float  # relative error over which it is wrong
+    extra: dict[str, Any]
+
+
+def prepare(part: Part, forms: list[str], folder: Path) -> dict[str, Ready | str]:
+    """What needs the CPU alone, in a process of its own: graphs, ONNX Runtime's outputs, engines, or why there is none.
+
+    So the parts share the processors, and nothing else runs when the GPU's turn has come.
+    """
     graph = part.graph
     name = graph.inputs[0].name
     draw = part.network.inputs(part.batch, 1 + max(1, CALIBRATION // part.batch), "fp32", "", "cpu")
     sample, data = {name: draw[0].numpy()}, [{name: tensor.numpy()} for tensor in draw[1:]]
     plain = graph.run(sample)
+    ready: dict[str, Ready | str] = {}
     for form in forms:
         try:
-            outcome = one_form(part, form, graph, sample, data, plain, command)
+            ready[form] = one_form(folder / f"{part.key}-{form}", form, graph, sample, data, plain)
         except Exception as error:  # TensorRT refuses some: that is a finding, and others must go on
             log.exception("%s %s", part.key, form)
-            outcome = f"refused: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
-            record.remove(f"quant-{part.key}/{form}")
-        say(f"{part.key:16s} {form:12s} {outcome}")
+            ready[form] = f"refused: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return ready
 
 
-def one_form(part: Part, form: str, graph: trtkit.Model, sample: dict[str, np.ndarray], data: Batches,
-             plain: dict[str, np.ndarray], command: str) -> str:  # fmt: skip
+def one_form(path: Path, form: str, graph: trtkit.Model, sample: dict[str, np.ndarray], data: Batches,
+             plain: dict[str, np.ndarray]) -> Ready:  # fmt: skip
     begin = time.perf_counter()
     small = FORMS[form](graph, data)
     model = trtkit.autocast(small, "fp16", io="low")
@@ -131,28 +155,45 @@ def one_form(part: Part, form: str, graph: trtkit.Model, sample: dict[str, np.nd
     noise = snr(wide(small.run(sample)), wide(plain)) if form != "fp16" else None
     quantised = time.perf_counter() - begin
     engine = trtkit.build(model, shapes={i.name: tuple(i.shape) for i in model.inputs}, verify=False)
-    low = model.inputs[0].dtype.name != "float32"
-    tensors = part.inputs(4, part.device, "fp16" if low else "fp32")
-    with engine.open(part.device) as session:
-        call = session_call(session, part.device)
-        error = max(relative_error(call(tensors[0]).float().cpu().numpy(), wanted) for _ in range(5))
-        extra: dict[str, Any] = {
-            "relative_error": float(f"{error:.3g}"), "snr_db": noise and round(noise, 1),
+    return Ready(
+        engine.save(f"{path}.engine"), trtkit.save(model, f"{path}.onnx"), wanted,
+        "fp32" if model.inputs[0].dtype.name == "float32" else "fp16",
+        # FP16's rounding moves numbers to the neighbouring code, which is as much as quantising moved them
+        max(TOLERANCE, 10 ** (-noise / 20)) if noise else TOLERANCE,
+        {
+            "snr_db": noise and round(noise, 1),
             "engine_bytes": engine.size_bytes, "kernels": sum(layer.launches for layer in engine.layers),
             "products": products_of(model, engine) if form != "fp16" else [],
             "build_seconds": round(engine.build_seconds, 2), "quantise_seconds": round(quantised, 1),
-        }  # fmt: skip
-        # FP16's rounding moves numbers to the neighbouring code, which is as much as quantising moved them
-        limit = max(TOLERANCE, 10 ** (-noise / 20)) if noise else TOLERANCE
-        if not error <= limit:
+        },
+    )  # fmt: skip
+
+
+def measured(part: Part, form: str, ready: Ready, command: str) -> str:
+    """The engine held against its graph, and its time in a record if it is right; the outcome in a line."""
+    tensors = part.inputs(4, part.device, ready.precision)
+    engine = trtkit.open_engine(ready.engine, trtkit.load(ready.graph) if part.device == "cpu" else None)
+    with engine.open(part.device) as session:
+        call = session_call(session, part.device)
+        error = max(relative_error(call(tensors[0]).float().cpu().numpy(), ready.wanted) for _ in range(5))
+        extra = {"relative_error": float(f"{error:.3g}"), **ready.extra}
+        if not error <= ready.limit:
             record.remove(f"quant-{part.key}/{form}")
-            return f"WRONG: relative error {error:.2e} over {limit:.2e}, {extra}"
+            return f"WRONG: relative error {error:.2e} over {ready.limit:.2e}, {extra}"
         runs = {"min_runs": 5, "min_seconds": 0.0} if part.quick else {"min_runs": 50, "min_seconds": 0.4}
-        measured = measure(call, inputs=tensors, device=part.device, stream=getattr(session, "stream", None), **runs)
+        time_of = measure(call, inputs=tensors, device=part.device, stream=getattr(session, "stream", None), **runs)
         if part.device == "cuda":
             extra["kernel_us"] = heaps(part, form, lambda: call(tensors[0]))
-    record.save(f"quant-{part.key}/{form}", measured, command=command, extra=extra)
-    return f"{measured.median_ms:9.4f} ms  {json.dumps(extra)}"
+    record.save(f"quant-{part.key}/{form}", time_of, command=command, extra=extra)
+    return f"{time_of.median_ms:9.4f} ms  {json.dumps(extra)}"
+
+
+def run(part: Part, prepared: Future[dict[str, Ready | str]], command: str) -> None:
+    """All forms of one part, each recorded as soon as it is known."""
+    for form, ready in prepared.result().items():
+        if isinstance(ready, str):
+            record.remove(f"quant-{part.key}/{form}")
+        say(f"{part.key:16s} {form:12s} {ready if isinstance(ready, str) else measured(part, form, ready, command)}")
 
 
 def heaps(part: Part, form: str, call: Callable[[], Any]) -> dict[str, float]:
@@ -208,15 +249,6 @@ def _heaps(found: record.Records, form: str) -> str:
     return (f"{us['products']:.0f} + {us['others']:.0f} " if us else "") + f"in {extra['kernels']}"
 
 
-def parts(options: argparse.Namespace) -> Iterator[Part]:
-    made: dict[str, networks.Network] = {}
-    for key in options.only:
-        name, _, batch = key.rpartition("-b")
-        if name not in made:
-            made[name] = MAKE[name](options.quick)
-        yield Part(key, made[name], int(batch), options.device, options.quick)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks.gpu_quant", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -236,11 +268,18 @@ def main(argv: list[str] | None = None) -> int:
     command = " ".join([*words, "--only", *options.only])
     begin = time.perf_counter()
     failed = []
-    for part in parts(options):
-        if time.perf_counter() - begin > options.budget:
-            say(f"SKIPPED {part.key}: the budget of {options.budget:.0f} s is spent")
-        elif not guarded(part.key, lambda part=part: run(part, command, options.forms), options.out):
-            failed.append(part.key)
+    parts = [Part(key, options.device, options.quick) for key in options.only]
+    with tempfile.TemporaryDirectory() as folder:
+        workers = max(1, len(os.sched_getaffinity(0)) // 4)  # ONNX Runtime's threads want some, too
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            largest_first = sorted(parts, key=lambda part: -part.batch)
+            prepared = {part: pool.submit(prepare, part, options.forms, Path(folder)) for part in largest_first}
+        say(f"prepared in {time.perf_counter() - begin:.0f} s")
+        for part in parts:
+            if time.perf_counter() - begin > options.budget:
+                say(f"SKIPPED {part.key}: the budget of {options.budget:.0f} s is spent")
+            elif not guarded(part.key, partial(run, part, prepared[part], command), options.out):
+                failed.append(part.key)
     say(f"done in {time.perf_counter() - begin:.0f} s; failed: {', '.join(failed) or 'nothing'}")
     return 1 if failed else 0
 
