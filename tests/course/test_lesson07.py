@@ -153,7 +153,7 @@ def test_pictures_draw() -> None:
     counts = np.arange(1, 129)
     ends = {"max": 4.0, "percentile": 3.0, "mse": 2.0, "entropy": 1.0}
     drawn = [
-        pictures.scores({"photographs": 0.9, "noise": 0.3}, "agreement"),
+        pictures.scores({"photographs": (0.9, 16.0), "noise": (0.3, 5.0)}, "agreement"),
         pictures.trade_off(x, x**2, 1 / x, 1.0),
         pictures.cuts({"a tensor": (counts, 4.0, ends)}),
         pictures.growth([("first", np.array([3, 1, 0, 2]), 1.0), ("then", np.array([4, 2, 1, 0]), 2.0)]),

@@ -44,7 +44,8 @@ def errors(x: NDArray[Any], error: NDArray[Any], step: float, sample: NDArray[An
     right.hist(np.clip(sample.ravel() / step, -0.6, 0.6), bins=48, range=(-0.6, 0.6), color=GREY, density=True)
     right.plot([-0.5, -0.5, 0.5, 0.5], [0, 1, 1, 0], color=VERMILION, linewidth=1.4, label="uniform")
     right.set(xlabel="error of real weights, in steps", ylabel="density")
-    right.legend(fontsize=8, loc="lower center")
+    right.set_ylim(0, 1.25)  # room for the legend
+    right.legend(fontsize=8, loc="upper center")
     fig.tight_layout()
     return fig
 

@@ -19,13 +19,13 @@ MARKS = {"max": "o", "percentile": "s", "mse": "D", "entropy": "^"}
 KINDS = {"Float": SKY, "Int8": ORANGE, "mixed": GREY}
 
 
-def scores(values: Mapping[str, float], what: str) -> Figure:
-    """One bar for each way to calibrate, in percent; good ones green, ruined ones red."""
-    fig, axis = plt.subplots(figsize=(8, 0.42 * len(values) + 0.9))
-    tints = [GREEN if value > 0.8 else ORANGE if value > 0.5 else VERMILION for value in values.values()]
-    drawn = axis.barh(list(values), [100 * value for value in values.values()], color=tints, height=0.6)
-    axis.bar_label(drawn, fmt="%.0f %%", fontsize=8.5, padding=3)
-    axis.set(xlim=(0, 108), xlabel=f"{what}, %")
+def scores(found: Mapping[str, tuple[float, float]], what: str) -> Figure:
+    """One bar for each way to calibrate, found[name] = (share, dB of the logits); good ones green, ruined ones red."""
+    fig, axis = plt.subplots(figsize=(8, 0.42 * len(found) + 0.9))
+    tints = [GREEN if share > 0.8 else ORANGE if share > 0.5 else VERMILION for share, _ in found.values()]
+    drawn = axis.barh(list(found), [100 * share for share, _ in found.values()], color=tints, height=0.6)
+    axis.bar_label(drawn, [f"{share:.0%}, logits {db:.1f} dB" for share, db in found.values()], fontsize=8.5, padding=3)
+    axis.set(xlim=(0, 125), xticks=range(0, 101, 20), xlabel=f"{what}, %")
     axis.grid(axis="y", visible=False)
     axis.invert_yaxis()
     fig.tight_layout()
@@ -60,8 +60,8 @@ def cuts(panels: Mapping[str, tuple[NDArray[Any], float, Mapping[str, float]]]) 
         last = top * (np.flatnonzero(bars).max() + 1) / 64
         axis.set_yscale("log")
         axis.set(ylim=(0.5, bars.max() * 2), xlim=(0, last * 1.03), xlabel="|x|")
-        axis.set_title(title, fontsize=9)
-        axis.legend(fontsize=8, loc="upper right", frameon=True, facecolor="white", framealpha=0.9, edgecolor="none")
+        axis.set_title(title, fontsize=9, pad=32)
+        axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2)  # above: lines end at the right
     axes[0][0].set_ylabel("how many values")
     fig.tight_layout()
     return fig
@@ -75,12 +75,13 @@ def growth(steps: Sequence[tuple[str, NDArray[Any], float]]) -> Figure:
         axis.bar((np.arange(len(counts)) + 0.5) * width, counts, width * 0.94, color=SKY)
         for i in np.flatnonzero(counts):
             axis.text((i + 0.5) * width, counts[i], str(counts[i]), ha="center", va="bottom", fontsize=8)
-        axis.axvline(top, color=VERMILION, linewidth=1)
+        axis.axvline(top, color=VERMILION, linewidth=1, label="top of the histogram")
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("|x|")
         axis.grid(axis="x", visible=False)
     axes[0][0].set_ylim(0, max(int(counts.max()) for _, counts, _ in steps) * 1.2)
     axes[0][0].set_ylabel("count")
+    axes[0][0].legend(fontsize=8)
     fig.tight_layout()
     return fig
 
@@ -107,6 +108,8 @@ def curves(panels: Mapping[str, tuple[NDArray[Any], NDArray[Any], float]], ylabe
         finite = np.isfinite(values)
         axis.plot(ends[finite], values[finite], color=PURPLE, linewidth=1.3)
         axis.axvline(chosen, color=GREEN, linestyle="--", label=f"chosen: {chosen:.2f}")
+        candidate = max(0, int(np.searchsorted(ends[finite], chosen, "right")) - 1)
+        axis.plot(chosen, values[finite][candidate], "o", color=GREEN, markersize=5)
         axis.legend(fontsize=8)
         axis.set(xlabel="end of the range, amax", xlim=(0, None))
         axis.set_title(title, fontsize=9)
@@ -122,8 +125,8 @@ def by_layer(gains: Mapping[str, Sequence[float]]) -> Figure:
         axis.plot(range(len(values)), values, MARKS[method], color=TINTS[method], markersize=4.5, label=method)
     axis.axhline(0, color=BLUE, linewidth=1.2)
     count = len(next(iter(gains.values())))
-    axis.text(count + 0.4, 0, "max", color=BLUE, fontsize=8, va="bottom", ha="right")
-    axis.set(xlabel="tensor, from input to output", ylabel="dB better than max", xlim=(-1, count + 0.5))
+    axis.text(-0.9, 0, "max", color=BLUE, fontsize=8, va="top")
+    axis.set(xlabel="tensor, from input to output", ylabel="dB better than max", xlim=(-1, count))
     axis.legend(fontsize=8, ncols=3, loc="lower right")
     fig.tight_layout()
     return fig
@@ -148,14 +151,14 @@ def grouped(table: Mapping[str, Mapping[str, float]], ylabel: str, fmt: str = "%
 
 
 def with_count(counts: Sequence[int], panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Something by method over the number of images, panels[ylabel][method] = values."""
+    """Something by method over the number of pictures, panels[ylabel][method] = values."""
     fig, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 2.9), squeeze=False)
     for axis, (ylabel, lines) in zip(axes[0], panels.items(), strict=True):
         for method, values in lines.items():
             axis.plot(counts, values, MARKS[method] + STYLES[method], color=TINTS[method], markersize=4, label=method)
         axis.set_xscale("log", base=2)
         axis.set_xticks(counts, [str(count) for count in counts])
-        axis.set(xlabel="images", ylabel=ylabel)
+        axis.set(xlabel="pictures", ylabel=ylabel)
     axes[0][0].legend(fontsize=8)
     fig.tight_layout()
     return fig
@@ -171,6 +174,8 @@ def against(panels: Mapping[str, tuple[Sequence[float], Sequence[float]]], ours:
         axis.set(xscale="log", yscale="log", xlabel=ours, xlim=(low, high), ylim=(low, high))
         axis.set_title(title, fontsize=9)
         axis.minorticks_off()
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_major_formatter("{x:g}")
     axes[0][0].set_ylabel(theirs)
     fig.tight_layout()
     return fig
@@ -208,10 +213,15 @@ def suspects(largest: NDArray[Any], wrong: Sequence[int], named: Sequence[int]) 
     fig, axis = plt.subplots(figsize=(7.5, 2.6))
     bad = np.isin(np.arange(len(largest)), list(wrong))
     axis.plot(np.flatnonzero(~bad), largest[~bad], "o", color=GREEN, label="fine")
-    axis.plot(np.flatnonzero(bad), largest[bad], "X", color=VERMILION, markersize=8, label="wrong")
     inside = [i for i in named if 0 <= i < len(largest)]
-    axis.plot(inside, largest[inside], "o", color="none", markeredgecolor="black", markersize=13, label="you named")
+    if bad.any():
+        axis.plot(np.flatnonzero(bad), largest[bad], "X", color=VERMILION, markersize=8, label="wrong")
+    if inside:
+        axis.plot(inside, largest[inside], "o", color="none", markeredgecolor="black", markersize=13, label="you named")
     axis.set_yscale("log")
+    axis.set_ylim(min(0.1, *largest), 2 * max(1.0, *largest))  # a power of ten on the axis at least
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("")
     axis.set(xlabel="batch", ylabel="largest |x| of the input")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     fig.tight_layout()
@@ -225,9 +235,10 @@ def against_best(ends: NDArray[Any], panels: Mapping[str, tuple[NDArray[Any], fl
         axis.plot(ends, errors, color=GREY)
         axis.plot(ends[np.argmin(errors)], errors.min(), "o", color=GREEN, label="best")
         axis.axvline(yours, color=VERMILION, linestyle="--", label="yours")
-        axis.set(xlabel="end of the range / largest |x|", ylabel="error of what the layer gives out")
+        axis.set(xlabel="end of the range / largest |x|", xlim=(0, 1.03))
         axis.set_yscale("log")
         axis.set_title(title, fontsize=9)
+    axes[0][0].set_ylabel("error of the output")
     axes[0][0].legend(fontsize=8)
     fig.tight_layout()
     return fig
@@ -239,7 +250,8 @@ def two_counts(right: NDArray[Any], yours: NDArray[Any]) -> Figure:
     axis.bar(range(len(right)), right, color="#C9CED6", label="right")
     good = right == yours if right.shape == yours.shape else np.zeros(len(yours), bool)
     axis.plot(np.flatnonzero(good), yours[good], "o", color=GREEN, markersize=5, label="yours")
-    axis.plot(np.flatnonzero(~good), yours[~good], "X", color=VERMILION, markersize=7, label="yours, wrong")
+    if not good.all():
+        axis.plot(np.flatnonzero(~good), yours[~good], "X", color=VERMILION, markersize=7, label="yours, wrong")
     axis.set(xlabel="bin", ylabel="count")
     axis.legend(fontsize=8)
     fig.tight_layout()

@@ -192,6 +192,10 @@ def valleys(panels: Mapping[str, tuple[NDArray[Any], NDArray[Any], float, float]
         axis.plot(step, value, "o", color=GREEN if value <= 1.05 * errors.min() else VERMILION)
         axis.set(xscale="log", yscale="log", xlabel="step")
         axis.set_title(title, fontsize=9)
+        axis.set_xticks([steps.min(), steps[errors.argmin()]])  # powers of ten would be too few
+        axis.set_yticks([errors.min(), errors.max()])
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_major_formatter("{x:.2g}")
         axis.minorticks_off()
     axes[0][0].set_ylabel("mean squared error")
     fig.tight_layout()
@@ -207,6 +211,6 @@ def channel_ranges(panels: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> F
         axis.set(yscale="log", xlabel="hidden channel")
         axis.set_title(title, fontsize=9)
     axes[0][0].set_ylabel("largest |weight|")
-    axes[0][0].legend(fontsize=8)
+    axes[0][-1].legend(fontsize=8)
     fig.tight_layout()
     return fig
