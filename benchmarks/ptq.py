@@ -338,8 +338,8 @@ def verdicts() -> str:
 
 
 def _decibels(networks: dict[str, record.Records]) -> Iterator[str]:
-    """The INT8 contenders that every network has, with their mean."""
-    for contender in (*INT8, *PEERS_INT8):
+    """The contenders in 8 bits that every network has, with their mean."""
+    for contender in (*INT8, "trtkit-fp8", *PEERS_INT8, "modelopt-fp8"):
         values = [records[contender].extra["sqnr_db"] for records in networks.values() if contender in records]
         if len(values) == len(networks):
             yield f"{_heading(contender)} {np.mean(values):.1f} dB"
