@@ -44,6 +44,18 @@ def test_a_network_is_quantised_scored_and_built(records: Path, tmp_path: Path, 
     assert "Int8 Conv 2/2" in capsys.readouterr().out
 
 
+def test_a_point_of_memory_is_the_median_of_processes(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ptq, "TIMES", (1, 2))
+    ptq.growth("digits", ["trtkit-max"], sys.executable, tmp_path)
+    found = record.load("ptq-memory-digits")
+    assert list(found) == ["trtkit-max-1", "trtkit-max-2"]
+    for times, one in zip((1, 2), found.values(), strict=True):
+        assert len(one.extra["peaks_mb"]) == one.count == 3 and one.extra["samples"] == 32 * times
+        assert one.extra["peak_mb"] == sorted(one.extra["peaks_mb"])[1] > 0
+
+
 def test_who_fails_loses_the_old_record(records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep("digits", "modelopt-max")
     keep("digits", "trtkit-max")

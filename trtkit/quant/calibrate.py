@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from trtkit.errors import DataError
 from trtkit.graph.taps import Batch, Taps
 from trtkit.model import Model, write_atomically
 from trtkit.quant.data import CalibrationProgress, stream
+from trtkit.quant.moments import Moments, MomentsObserver, Place
 
 INT8_MAX = 127
 DEFAULT_METHOD = "percentile"
@@ -230,6 +231,9 @@ METHODS: dict[str, Callable[[], Calibrator]] = {
 class Calibration(Mapping[str, float]):
     """Range of each tensor: a mapping from tensor name to amax.
 
+    Attributes:
+        moments: of some tensors, channel by channel, by name and axis of the channels; see `trtkit.quant.moments`.
+
     >>> calibration = Calibration({"x": 2.54}, "max", batches=3)
     >>> calibration.scale("x")
     0.02
@@ -238,6 +242,7 @@ class Calibration(Mapping[str, float]):
     ranges: dict[str, float]
     method: str
     batches: int
+    moments: dict[Place, Moments] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> float:
         return self.ranges[name]
@@ -254,7 +259,9 @@ class Calibration(Mapping[str, float]):
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, to be read by people and by `Calibration.load`."""
-        write_atomically(Path(path), (json.dumps(asdict(self), indent=2) + "\n").encode())
+        moments = [{"tensor": name, "axis": axis, **each._asdict()} for (name, axis), each in self.moments.items()]
+        content = {"ranges": self.ranges, "method": self.method, "batches": self.batches, "moments": moments}
+        write_atomically(Path(path), (json.dumps(content, indent=2) + "\n").encode())
 
     @staticmethod
     def load(path: str | Path) -> Calibration:
@@ -262,7 +269,13 @@ class Calibration(Mapping[str, float]):
         try:
             content: Any = json.loads(Path(path).read_text())
             ranges = {str(name): float(amax) for name, amax in content["ranges"].items()}
-            return Calibration(ranges, str(content["method"]), int(content["batches"]))
+            moments = {
+                (str(each["tensor"]), int(each["axis"])): Moments(
+                    tuple(map(float, each["mean"])), tuple(map(float, each["mean_square"]))
+                )
+                for each in content.get("moments", ())  # files from before there were any hold none
+            }
+            return Calibration(ranges, str(content["method"]), int(content["batches"]), moments)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is no calibration saved by trtkit: {error!r}") from error
 
@@ -273,6 +286,8 @@ def calibrate(
     tensors: Iterable[str],
     method: str | Callable[[], Calibrator] = DEFAULT_METHOD,
     progress: CalibrationProgress | None = None,
+    *,
+    moments: Iterable[Place] = (),
 ) -> Calibration:
     """Run the model over the data and find a range for each named tensor.
 
@@ -280,6 +295,7 @@ def calibrate(
         data: batches (arrays, or dicts by input name); read once, one batch in memory at a time.
         method: "max", "percentile", "mse", "entropy", or something that makes a `Calibrator`.
         progress: called after every batch with the number done and the number in all, if known.
+        moments: tensors, with the axis of their channels, to gather moments of in the same pass.
 
     Raises:
         DataError: no data, a batch that does not fit, NaN or infinity in a tensor, or an unknown method.
@@ -288,10 +304,14 @@ def calibrate(
         raise DataError(f"Unknown calibration method {method!r}; choose one of {', '.join(METHODS)}.")
     make = METHODS[method] if isinstance(method, str) else method
     watchers = {name: make() for name in tensors}
+    observers = {place: MomentsObserver(place[1]) for place in moments}
     batches = 0
-    for arrays in stream(Taps(model, watchers), data, progress):
+    for arrays in stream(Taps(model, dict.fromkeys([*watchers, *(name for name, _ in observers)])), data, progress):
         for name, watcher in watchers.items():
             watcher.observe(arrays[name])
+        for (name, _), observer in observers.items():
+            observer.observe(arrays[name])
         batches += 1
     ranges = {name: float(watcher.amax()) for name, watcher in watchers.items()}
-    return Calibration(ranges, method if isinstance(method, str) else make.__name__, batches)
+    found = {place: observer.moments() for place, observer in observers.items()}
+    return Calibration(ranges, method if isinstance(method, str) else make.__name__, batches, found)

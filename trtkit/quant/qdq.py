@@ -24,6 +24,7 @@ from trtkit.quant.calibrate import (
     calibrate,
 )
 from trtkit.quant.formats import FP8_E4M3
+from trtkit.quant.moments import Place, along_weight, best_scales, place
 from trtkit.quant.opset import lift_opset
 from trtkit.quant.precision_rules import FLOAT
 
@@ -39,23 +40,25 @@ _SMALLEST_CHANNEL = 2.0**-24  # a channel this much smaller than the largest is 
 class Codes(NamedTuple):
     """What numbers are stored as, once they are divided by a scale that takes the end of their range to `largest`.
 
-    `method` is the calibration that suits them, see `quantize`.
+    `method` is the calibration that suits them, see `quantize`; `fitted`, whether scales of weights are chosen by the
+    moments of what they are multiplied with, see `trtkit.quant.moments`.
     """
 
     name: str
     largest: float
     dtype: ir.DataType
     method: str
+    fitted: bool = False
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         """The nearest codes; beyond the largest, that."""
         if self.dtype == ir.DataType.INT8:
             return np.clip(np.rint(x), -self.largest, self.largest).astype(np.int8)
-        return FP8_E4M3.encode(x).view(self.dtype.numpy())
+        return np.clip(x, -self.largest, self.largest).astype(self.dtype.numpy())
 
 
 INT8_CODES = Codes("int8", INT8_MAX, ir.DataType.INT8, DEFAULT_METHOD)
-FP8_CODES = Codes("fp8", FP8_E4M3.max, ir.DataType.FLOAT8E4M3FN, "max")
+FP8_CODES = Codes("fp8", FP8_E4M3.max, ir.DataType.FLOAT8E4M3FN, "max", fitted=True)
 CODES = {codes.name: codes for codes in (INT8_CODES, FP8_CODES)}
 
 
@@ -90,7 +93,9 @@ def quantize(
 ) -> Model:
     """Post-training quantisation to INT8 or FP8, symmetric (zero point 0), as TensorRT wants it.
 
-    1. Weights of the chosen nodes are stored in 8 bits with one scale per output channel and a DequantizeLinear.
+    1. Weights of the chosen nodes are stored in 8 bits with one scale per output channel and a DequantizeLinear: for
+       INT8 that of the largest weight; for FP8, within an octave from there, that with the smallest expected error of
+       the output, by the moments of the input on the calibration data (`trtkit.quant.moments`).
     2. Activations that enter these nodes pass a Q/DQ pair with one scale; all readers of a tensor share the pair.
     3. Where two branches are added, one comes straight from a quantised convolution and stays float, the other gets
        Q/DQ: then TensorRT fuses the addition into that convolution, which reads and writes 8 bits.
@@ -113,7 +118,8 @@ def quantize(
         depthwise: quantise convolutions with one input channel per group, too. They do little arithmetic, lose much
             accuracy, and TensorRT-RTX pads each channel to four: MobileNetV2's engine is twice as large with them. In
             FP8 also those with few channels.
-        calibration: ranges found earlier, instead of `data`.
+        calibration: ranges found earlier, instead of `data`. For FP8 with moments (`moments_of`); without, all inputs
+            of a product count alike.
 
     Raises:
         ModelError: the model is quantised or in low precision already, its opset is too old, a name in `skip` is
@@ -141,7 +147,8 @@ def quantize(
     places = _activations(chosen) + _residual_branches(graph.graph, chosen)
     names = sorted({node.inputs[position].name or "" for node, position in places})  # type: ignore[union-attr]
     if calibration is None:
-        calibration = calibrate(model, data if data is not None else (), names, method or codes.method, progress)
+        batches, moments = data if data is not None else (), _moments(chosen) if codes.fitted else ()
+        calibration = calibrate(model, batches, names, method or codes.method, progress, moments=moments)
     elif missing := [name for name in names if name not in calibration]:
         raise ModelError(f"The calibration given has no range for {missing[0]!r} and {len(missing) - 1} other tensors.")
     _Writer(graph.graph, calibration, per_channel, codes).write(chosen, places)
@@ -167,6 +174,15 @@ def observable(
         inputs += node.inputs  # which of the two it is depends on what else is chosen
     tensors = dict.fromkeys(value.name or "" for value in inputs if value is not None)
     return {"nodes": [node.name or "" for node in nodes], "tensors": list(tensors)}
+
+
+def moments_of(model: Model, nodes: Collection[str]) -> list[Place]:
+    """The inputs of named nodes whose moments tell the scales of their weights: what `calibrate` wants as `moments`."""
+    return _moments(node for node in model.ir.graph if node.name in nodes)
+
+
+def _moments(nodes: Iterable[ir.Node]) -> list[Place]:
+    return sorted({place(node, node.inputs[0].name or "") for node in nodes if node.inputs[0] is not None})
 
 
 def quantize_report(model: Model) -> list[Choice]:
@@ -287,8 +303,13 @@ class _Writer:
         self.zero = self._new(f"{codes.name}_zero_point", np.zeros((), codes.dtype.numpy()))
         self.pairs: dict[ir.Value, ir.Value] = {}
         self.weights: dict[tuple[ir.Value, int | None], ir.Value] = {}
+        self.readers: dict[tuple[ir.Value, int | None], list[tuple[ir.Node, Place]]] = {}
 
-    def write(self, chosen: Iterable[ir.Node], places: Iterable[tuple[ir.Node, int]]) -> None:
+    def write(self, chosen: Collection[ir.Node], places: Iterable[tuple[ir.Node, int]]) -> None:
+        for node in sorted(chosen, key=lambda node: node.name or ""):  # before Q/DQ take the place of their inputs
+            x, weight = node.inputs[0], node.inputs[1]
+            assert x is not None and weight is not None
+            self.readers.setdefault(self._key(node, weight), []).append((node, place(node, x.name or "")))
         for node, position in places:
             node.replace_input_with(position, self._activation(node.inputs[position]))
         for node in sorted(chosen, key=lambda node: node.name or ""):
@@ -312,16 +333,32 @@ class _Writer:
     def _weight(self, node: ir.Node, value: ir.Value | None) -> ir.Value:
         data = array(value)
         assert value is not None and data is not None
-        axis = channel_axis(node, data.ndim) if self.per_channel else None
-        if (value, axis) not in self.weights:
+        key = value, axis = self._key(node, value)
+        if key not in self.weights:
             codes, scale = quantize_weight(data, axis, self.codes)
+            if self.codes.fitted:
+                readers = [self._mean_and_variance(*reader, data) for reader in self.readers[key]]
+                scale = best_scales(data, scale, axis, self.codes.encode, readers)
+                codes = self.codes.encode(data / scale.reshape([-1 if a == axis else 1 for a in range(data.ndim)]))
             inputs = [self._new(f"{value.name}_{self.codes.name}", codes), self._new(f"{value.name}_scale", scale)]
             dq = self._node("Dequantize", inputs, value, FLOAT)
             if axis is not None:
                 dq.attributes["axis"] = ir.AttrInt64("axis", axis)
             self.graph.insert_before(self.graph[0], dq)
-            self.weights[value, axis] = dq.outputs[0]
-        return self.weights[value, axis]
+            self.weights[key] = dq.outputs[0]
+        return self.weights[key]
+
+    def _key(self, node: ir.Node, weight: ir.Value) -> tuple[ir.Value, int | None]:
+        data = array(weight)
+        assert data is not None
+        return weight, channel_axis(node, data.ndim) if self.per_channel else None
+
+    def _mean_and_variance(self, node: ir.Node, where: Place, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of the inputs of a product, laid along its weight; 0 and 1 where nobody measured them."""
+        if where not in self.calibration.moments:
+            return np.zeros(()), np.ones(())
+        mean, square = (along_weight(node, weight, np.array(each)) for each in self.calibration.moments[where])
+        return mean, np.maximum(square - mean**2, 0)
 
     def _new(self, name: str, data: np.ndarray) -> ir.Value:
         return initializer(self.graph, self.names.fresh(name), data)

@@ -13,7 +13,7 @@ from trtkit.errors import DataError, ModelError
 from trtkit.graph.taps import Batch
 from trtkit.model import Model
 from trtkit.quant.calibrate import Calibration, Calibrator, calibrate
-from trtkit.quant.qdq import codes_of, observable, quantize
+from trtkit.quant.qdq import codes_of, moments_of, observable, quantize
 from trtkit.reference import Reference
 
 Outputs = Sequence[Mapping[str, np.ndarray]]
@@ -113,8 +113,11 @@ class Sensitivities:
         found = observable(model, dtype=dtype)
         operators = {node.name: node.op_type for node in model.ir.graph}
         self.nodes = {name: operators[name] for name in found["nodes"]}
-        method = method or codes_of(dtype).method
-        self.calibration: Calibration = calibrate(model, batches, found["tensors"], method)
+        codes = codes_of(dtype)
+        moments = moments_of(model, found["nodes"]) if codes.fitted else ()
+        self.calibration: Calibration = calibrate(
+            model, batches, found["tensors"], method or codes.method, moments=moments
+        )
         self.want = _run(model.to_bytes(), self.held_out)
         self._alone: list[Sensitivity] = []
 

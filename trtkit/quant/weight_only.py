@@ -18,6 +18,7 @@ from trtkit.passes.dead_code import RemoveDeadCode
 from trtkit.quant.channels import divide, matrix, products
 from trtkit.quant.data import CalibrationProgress, stream
 from trtkit.quant.formats import INT4, INT8, IntFormat
+from trtkit.quant.moments import ChannelMean
 from trtkit.quant.opset import lift_opset
 from trtkit.quant.precision_rules import FLOAT
 from trtkit.quant.qdq import check_float, note
@@ -115,18 +116,18 @@ def sample(
 
     Rows are a reservoir (Vitter 1985, algorithm R): each row that passes stays with the same probability, by a seed.
     """
-    sums: dict[str, np.ndarray] = {}
+    sizes = {name: ChannelMean(-1, np.abs) for name in tensors}
     seen = dict.fromkeys(tensors, 0)
     rows: dict[str, np.ndarray] = {}
     rng = np.random.default_rng(0)
     for arrays in stream(Taps(model, tensors), data, progress):
         for name in tensors:
             x = arrays[name].reshape(-1, arrays[name].shape[-1])
-            sums[name] = sums.get(name, 0.0) + np.abs(x).sum(axis=0, dtype=np.float64)
+            sizes[name].observe(x)
             kept = rows.setdefault(name, np.empty((0, x.shape[1]), np.float32))
             rows[name] = _reservoir(kept, x, seen[name], rng)
             seen[name] += len(x)
-    return {name: Sample(sums[name] / seen[name], rows[name]) for name in tensors}
+    return {name: Sample(sizes[name].mean(), rows[name]) for name in tensors}
 
 
 def _reservoir(kept: np.ndarray, x: np.ndarray, seen: int, rng: np.random.Generator) -> np.ndarray:
