@@ -32,7 +32,7 @@ QUESTIONS = (
              "Rescaling and rounding is a kernel of its own, one more launch",
              "quantise what has 8-bit neighbours"),
     Question("floats", "Are the numbers between\nthe products FP16 or smaller?",
-             "Products write FP32: more bytes than FP16 had", "trtkit.autocast behind trtkit.quantize"),
+             "Products write FP32: more bytes than FP16 had", 'autocast to "bf16" behind trtkit.quantize'),
     Question("bytes", "Weights and activations together:\nfewer bytes than in FP16?",
              "Activations outweigh the weights", "a smaller batch, or FP16"),
     Question("launches", "Does a call last longer than\nit takes to launch it?",
