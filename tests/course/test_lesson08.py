@@ -10,7 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 
 import trtkit
-from trtkit.course import why_int8
+from trtkit.bench.record import Records
+from trtkit.course import gpu, why_int8
 from trtkit.course.blocks import by_product, bytes_moved, kernel_types, words
 from trtkit.course.checks import NotSolved
 from trtkit.course.checks import lesson08 as checks
@@ -184,12 +185,34 @@ def test_pictures_draw() -> None:
         pictures.ribbons({"FP32": [[("Float", 4_000_000), ("Int8", 1_000_000)]], "INT8": [[("Int8", 10)]]}),
         pictures.rounding_order({"MaxPool": (x, x), "AveragePool": (x, x + 0.1)}),
         pictures.layers([("a", 20.0), ("b", 40.0)], {"a": (2, 10**6), "b": (1, 10**5)}, {"a": (1, 10**6)}),
-        pictures.search([(0, 18.0, 66.0), (2, 20.0, 60.0)], 28.0),
         pictures.channels({"before": (x + 1, x + 2)}),
         pictures.budgets({"batch 1": {"FP16": (3.0, 1.0), "INT8": (1.5, 1.2)}}),
         pictures.flowchart([(q.asks, q.cause, q.cure) for q in why_int8.QUESTIONS], {0: "here"}),
         pictures.noise_sums(["a", "b"], [0.1, 0.01], ["a"], 0.05),
+        pictures.kernel_time({"one": gpu.quantized()["llama-mlp-b1"]}),
     ]
     assert all(isinstance(fig, Figure) for fig in drawn)
     assert "5 MB in 1 kernels" in drawn[0].axes[0].texts[0].get_text()
     assert [axis.get_title() for axis in drawn[1].axes] == ["MaxPool: 0% differ", "AveragePool: 100% differ"]
+    assert drawn[-1].axes[0].get_title() == "one" and not drawn[-1].axes[1].axison
+
+
+def test_panels_stand_in_rows_of_four() -> None:
+    x = np.linspace(0, 1, 8)
+    fig = pictures.rounding_order({str(i): (x, x) for i in range(5)})
+    assert [axis.axison for axis in fig.axes] == [True] * 5 + [False] * 3
+
+
+def test_a_form_without_an_engine_is_refused_in_the_table() -> None:
+    found = gpu.quantized()
+    whole, without = found["llama-mlp-b1"], Records("less", {"fp16": found["llama-mlp-b1"]["fp16"]})
+    first, last = gpu.table({"whole": whole, "less": without}).splitlines()[1:]
+    assert f"{whole.speedup('int8', 'fp16'):.2f}×" in first and "refused" not in first
+    assert last.count("refused") == len(whole) - 1 and "1.00×" in last
+
+
+def test_kernels_that_overlap_have_no_pause() -> None:
+    found = gpu.quantized()["bert-base-b1"]
+    assert found["fp16"].extra["kernel_us"]["pauses"] < 0
+    bars = pictures.kernel_time({"one": found}).axes[0].containers
+    assert [round(bars[2][i].get_width(), 1) for i in (0, 1)] == [0, found["int8"].extra["kernel_us"]["pauses"]]

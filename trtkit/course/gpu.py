@@ -1,4 +1,4 @@
-"""ResNet-50 on a GPU against PyTorch: measured where there is one, recalled from the records anywhere else."""
+"""ResNet-50 on a GPU against PyTorch, measured where there is one, else recalled; and records of many networks."""
 
 from __future__ import annotations
 
@@ -74,7 +74,38 @@ def levels(precision: str = "fp16") -> dict[str, Records]:
     >>> sorted(levels()["swin-t"])
     ['level-1', 'level-2', 'level-3']
     """
-    start, end = "engine-latency-", f"-{precision}"
+    return _named("engine-latency-", f"-{precision}")
+
+
+def quantized() -> dict[str, Records]:
+    """FP16, INT8, FP8 and INT4 by network and batch ("bert-base-b32"), and in it by form, "fp16" always among them.
+
+    From the records, GPU or not (`python3 -m benchmarks.gpu_quant` measures them). A form that TensorRT refused, or
+    whose outputs were further off than allowed, is not among them.
+
+    >>> sorted(quantized()["llama-mlp-b1"])
+    ['fp16', 'fp8', 'int4', 'int8', 'int8-smooth']
+    """
+    return _named("quant-")
+
+
+def table(found: Mapping[str, Records], reference: str = "fp16") -> str:
+    """Records as lines, a column a contender: ms of one call and its speed against `reference`; what lacks is refused.
+
+    >>> print(table({"llama-mlp-b1": quantized()["llama-mlp-b1"]}).splitlines()[0])
+    network, batch            fp16            int8     int8-smooth             fp8            int4
+    """
+    names = list(dict.fromkeys(name for records in found.values() for name in records))
+    rows = {"network, batch": names} | {
+        network: [f"{records[name].median_ms:.3f} ms {records.speedup(name, reference):.2f}×"
+                  if name in records else "refused" for name in names]
+        for network, records in found.items()
+    }  # fmt: skip
+    return "\n".join(f"{first:14}" + "".join(f"{cell:>16}" for cell in cells) for first, cells in rows.items())
+
+
+def _named(start: str, end: str = "") -> dict[str, Records]:
+    """The records whose keys begin and end so, by what is between."""
     return {
         key.removeprefix(start).removesuffix(end): load(key)
         for key in keys()

@@ -8,7 +8,7 @@ import html
 import inspect
 import io
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,15 @@ def figure(fig: Figure, alt: str) -> Rich:
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     image = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}" style="max-width:100%">'
     return Rich(image, f"[figure: {alt}]")
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Counts in one line, in their order, as a lesson prints them.
+
+    >>> counted({"Conv": 9, "Add": 1})
+    '9 Conv, 1 Add'
+    """
+    return ", ".join(f"{count} {what}" for what, count in counts.items())
 
 
 def show_source(obj: Callable[..., Any] | type) -> Rich:

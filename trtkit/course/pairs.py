@@ -13,6 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 import trtkit
+from trtkit.engine.engine import Engine
 from trtkit.errors import ModelError
 from trtkit.model import Model, save
 from trtkit.passes.common import Names, infer_shapes, working_copy
@@ -68,6 +69,22 @@ def network(nodes: str, x: str = _X, y: str = _Y, **more: np.ndarray) -> Model:
     read = {name for node in proto.graph.node for name in node.input}
     proto.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in given.items() if name in read)
     return trtkit.load(proto)
+
+
+def engine_of(model: Model, shapes: Mapping[str, Sequence[int]] = SHAPES) -> Engine:
+    """The model's engine for these shapes, built in this process and not verified: to look at its kernels, quickly.
+
+    Args:
+        model: one that is known to build, since what TensorRT crashes on ends this process, too.
+        shapes: by input; as they are, those of a `network`.
+
+    Raises:
+        BuildError: TensorRT refuses the model.
+
+    >>> [layer.ops for layer in engine_of(network("y = Relu(x)")).layers]
+    ['Relu']
+    """
+    return trtkit.build(model, shapes, verify=False, isolate=False)
 
 
 def _constants() -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +65,18 @@ def decibels(x: NDArray[Any], rounded: NDArray[Any]) -> float:
     20.0
     """
     return sqnr_db(rounded, x)
+
+
+def added(levels: Iterable[float]) -> float:
+    """What noises that know nothing of each other come to together: signal to noise in dB, from that of each alone.
+
+    Each is a share 10 ** (-dB / 10) of the signal's energy, and shares add. None at all is infinitely good.
+
+    >>> round(added([20.0, 20.0]), 1)  # twice the energy
+    17.0
+    """
+    share = sum(10 ** (-level / 10) for level in levels)
+    return float(-10 * np.log10(share)) if share else float("inf")
 
 
 def rounded(net: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:

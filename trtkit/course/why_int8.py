@@ -23,7 +23,7 @@ class Question(NamedTuple):
 
 QUESTIONS = (
     Question("pairs", "Does the graph hold Q/DQ pairs?",
-             "An old flag or calibrator: TensorRT 11 computes what the graph says", "trtkit.quantize"),
+             "An old flag or calibrator: TensorRT 11 goes by the graph", "trtkit.quantize"),
     Question("products", "Is every quantised product\n8-bit in the engine?",
              "A pair at a wrong place: weights are dequantised in each run", "trtkit.lint names the place"),
     Question("channels", "Does each convolution read only\nthe channels that it has?",

@@ -150,7 +150,7 @@ def against(labels: Sequence[str], right: Sequence[float], yours: Sequence[float
     axis.scatter(yours, labels, color=[GREEN if ok else VERMILION for ok in good], marker="D", zorder=3, label="yours")
     axis.set(xlabel=what)
     axis.invert_yaxis()
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     fig.tight_layout()
     return fig
 

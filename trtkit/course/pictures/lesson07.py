@@ -123,11 +123,10 @@ def by_layer(gains: Mapping[str, Sequence[float]]) -> Figure:
     fig, axis = plt.subplots(figsize=(10, 3.2))
     for method, values in gains.items():
         axis.plot(range(len(values)), values, MARKS[method], color=TINTS[method], markersize=4.5, label=method)
-    axis.axhline(0, color=BLUE, linewidth=1.2)
+    axis.axhline(0, color=BLUE, linewidth=1.2, label="max")
     count = len(next(iter(gains.values())))
-    axis.text(-0.9, 0, "max", color=BLUE, fontsize=8, va="top")
     axis.set(xlabel="tensor, from input to output", ylabel="dB better than max", xlim=(-1, count))
-    axis.legend(fontsize=8, ncols=3, loc="lower right")
+    axis.legend(fontsize=8, ncols=4, loc="lower right")
     fig.tight_layout()
     return fig
 

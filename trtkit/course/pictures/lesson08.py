@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch
 from numpy.typing import NDArray
 
+from trtkit.bench.record import Records
 from trtkit.course.pictures.lesson05 import TYPES
 from trtkit.plot.style import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 
@@ -44,9 +45,13 @@ def ribbons(engines: Mapping[str, Sequence[Ribbon]]) -> Figure:
 
 
 def rounding_order(results: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> Figure:
-    """Rounded before an operator (across) against rounded behind it (up), a panel each; off the line is red."""
-    fig, axes = plt.subplots(1, len(results), figsize=(2.6 * len(results), 2.7), squeeze=False)
-    for axis, (name, (before, after)) in zip(axes[0], results.items(), strict=True):
+    """Rounded before an operator (across) against rounded behind it (up), four panels in a row; off the line is red."""
+    across = min(4, len(results))
+    down = -(-len(results) // across)
+    fig, axes = plt.subplots(down, across, figsize=(2.6 * across, 2.7 * down), squeeze=False)
+    for axis in axes.flat[len(results) :]:
+        axis.axis("off")
+    for axis, (name, (before, after)) in zip(axes.flat, results.items(), strict=False):
         before, after = np.ravel(before), np.ravel(after)
         same = before == after
         low, high = float(min(before.min(), after.min())), float(max(before.max(), after.max()))
@@ -56,7 +61,8 @@ def rounding_order(results: Mapping[str, tuple[NDArray[np.float64], NDArray[np.f
         axis.set_title(f"{name}: {np.mean(~same):.0%} differ", fontsize=9)
         axis.set_xlabel("rounded before", fontsize=8)
         axis.tick_params(labelsize=7)
-    axes[0][0].set_ylabel("rounded behind", fontsize=8)
+    for row in axes:
+        row[0].set_ylabel("rounded behind", fontsize=8)
     fig.tight_layout()
     return fig
 
@@ -75,31 +81,21 @@ def layers(
     worst = sorted(decibels)[: max(1, len(decibels) // 6)][-1]
     left.barh(range(len(names)), decibels, color=[VERMILION if value <= worst else BLUE for value in decibels])
     left.set(xlabel="SQNR of the output if this layer alone is INT8, dB (short is bad)")
-    left.set_xlim(left=0.8 * min(decibels))
+    loudest = sum(value <= worst for value in decibels)
+    handles = [Patch(color=VERMILION, label=f"the {loudest} worst"), Patch(color=BLUE, label="all others")]
+    left.legend(handles=handles, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     left.set_yticks(range(len(names)), names, fontsize=6.5)
     for y, name in enumerate(names):
         kernels, size = engine.get(name, (0, 0))
-        right.barh(y, size / 1e6, color=PURPLE, height=0.7, alpha=0.75)
-        right.plot([rival.get(name, (0, 0))[1] / 1e6] * 2, [y - 0.4, y + 0.4], color="black", linewidth=1.6)
+        right.barh(y, size / 1e6, color=PURPLE, height=0.7, alpha=0.75, label="INT8" if y == 0 else None)
+        moved = rival.get(name, (0, 0))[1] / 1e6
+        right.plot([moved] * 2, [y - 0.4, y + 0.4], color="black", linewidth=1.6, label="FP16" if y == 0 else None)
         right.text(size / 1e6, y, f" {kernels}", va="center", fontsize=6.5)
-    right.set(xlabel="MB moved by its kernels (number: how many); black: in FP16")
+    right.set(xlabel="MB moved by its kernels (number: how many there are in INT8)")
+    right.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     for axis in (left, right):
         axis.grid(axis="y", visible=False)
     left.invert_yaxis()
-    fig.tight_layout()
-    return fig
-
-
-def search(points: Sequence[tuple[int, float, float]], rival: float) -> Figure:
-    """Mixed precision: SQNR (left) and MB moved (right) over the number of layers in float; `rival` is FP16's MB."""
-    kept, decibels, size = zip(*points, strict=True)
-    fig, axes = plt.subplots(1, 2, figsize=(8.5, 2.8))
-    axes[0].plot(kept, decibels, "o-", color=BLUE)
-    axes[0].set(xlabel="layers left in float", ylabel="SQNR of the output, dB")
-    axes[1].plot(kept, size, "o-", color=PURPLE, label="INT8 with FP16 around it")
-    axes[1].axhline(rival, color="black", linewidth=1.2, label="all FP16")
-    axes[1].set(xlabel="layers left in float", ylabel="MB moved", ylim=(0, 1.2 * max(*size, rival)))
-    axes[1].legend(fontsize=8)
     fig.tight_layout()
     return fig
 
@@ -133,6 +129,38 @@ def budgets(panels: Mapping[str, Mapping[str, tuple[float, float]]]) -> Figure:
     axes[0][0].set_ylabel("MB in one call")
     fig.legend(*axes[0][0].get_legend_handles_labels(), fontsize=8, loc="upper center", ncols=2,
                bbox_to_anchor=(0.5, 1.07))  # fmt: skip
+    fig.tight_layout()
+    return fig
+
+
+_HEAPS = {"products": ORANGE, "others": BLUE, "pauses": "#C9CCD1"}
+
+
+def kernel_time(records: Mapping[str, Records]) -> Figure:
+    """A panel for each record of `benchmarks.gpu_quant`: of every form a bar, the µs of a call in its kernels' heaps.
+
+    Forms that were measured without the kernels' own times (`extra["kernel_us"]`) have no bar. Kernels that overlap
+    more than they wait for each other (less than no pause) have no pause in it.
+    """
+    down = -(-len(records) // 2)
+    fig, axes = plt.subplots(down, 2, figsize=(10, 1.75 * down + 0.3), squeeze=False)
+    for axis in axes.flat[len(records) :]:
+        axis.axis("off")
+    for axis, (name, found) in zip(axes.flat, records.items(), strict=False):
+        heaps = {form: one.extra["kernel_us"] for form, one in found.items() if "kernel_us" in one.extra}
+        left = np.zeros(len(heaps))
+        for heap, color in _HEAPS.items():
+            width = np.array([max(0.0, heaps[form][heap]) for form in heaps])
+            axis.barh(list(heaps), width, left=left, color=color, label=heap)
+            left += width
+        axis.invert_yaxis()
+        axis.set_title(name, fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.grid(axis="y", visible=False)
+    for axis in axes[-1]:
+        axis.set_xlabel("µs of one call")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    fig.legend(handles, labels, fontsize=8, loc="lower center", ncols=3, bbox_to_anchor=(0.5, 1))
     fig.tight_layout()
     return fig
 
