@@ -1,4 +1,4 @@
-"""Rewriting a transformer for batch 1: heads as batch, the MLP in slices, and shapes that are fixed for it."""
+"""Rewriting a transformer for batch 1: biases in weights, heads as batch, the MLP in slices; and fixing its shapes."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def test_attention_with_its_heads_in_front_gives_the_same(
     before = attention(tokens, heads, width, bias=bias, scale=scale, mask=shapes.get(mask))
     after = low_latency(before)
     assert after.history[-1].name == "heads as batch"
-    assert after.op_counts["MatMul"] == 3
+    assert after.op_counts["MatMul"] == (3 if bias else 5)
+    assert after.op_counts.get("Split", 0) == bias
     assert_same(before, after, rtol=2e-5)
 
 
@@ -114,6 +115,101 @@ def test_projections_that_others_read_are_kept_for_them() -> None:
     after = low_latency(before)
     assert after.op_counts["MatMul"] == 4
     assert_same(before, after, rtol=2e-5)
+
+
+def normalized(
+    *, tokens: int = 5, depth: int = 6, outputs: int = 3, biases: int = 3, shift: str = "random", residual: str = "add",
+    smallest: float = 0.5, axis: int = -1, other: str = "", flip: bool = False,
+) -> Model:  # fmt: skip
+    """A LayerNormalization, `outputs` products of it, `biases` of them with a bias, and a residual connection."""
+    rng = np.random.default_rng(depth)
+    arrays = {"scale": rng.uniform(0.5, 2, depth), "shift": rng.standard_normal(depth), "last": np.ones(depth)}
+    arrays["scale"][0] = smallest
+    arrays["scale"][1:] *= np.where(rng.random(depth - 1) < 0.3, -1, 1)
+    arrays["shift"] *= {"random": 1, "zero": 0, "none": 0, "negative": 1}[shift]
+    if shift == "negative":
+        arrays["shift"] = -np.abs(arrays["shift"]) * arrays["scale"]
+    names = ["x0", "scale", *(["shift"] if shift != "none" else [])]
+    nodes = [helper.make_node("LayerNormalization", names, ["x1"], axis=axis)]
+    ends = []
+    for number in range(outputs):
+        arrays[f"w{number}"], arrays[f"b{number}"] = rng.standard_normal((depth, 4)), rng.standard_normal(4)
+        nodes.append(helper.make_node("MatMul", ["x1", f"w{number}"], [f"m{number}"], name=f"product{number}"))
+        if number < biases:
+            pair = [f"b{number}", f"m{number}"]
+            nodes.append(helper.make_node("Add", pair[::-1] if flip else pair, [f"a{number}"]))
+        ends.append(f"a{number}" if number < biases else f"m{number}")
+    arrays["wo"] = rng.standard_normal((4 * outputs, depth))
+    nodes += [
+        helper.make_node("Concat", ends, ["joined"], axis=-1),
+        helper.make_node("MatMul", ["joined", "wo"], ["o"]),
+    ]
+    if residual == "add":  # x + (o + bias)
+        arrays["bo"] = rng.standard_normal(depth)
+        pair = ["o", "bo"]
+        nodes.append(helper.make_node("Add", pair[::-1] if flip else pair, ["ob"]))
+        nodes.append(helper.make_node("Add", ["x1", "ob"] if flip else ["ob", "x1"], ["y"]))
+    elif residual == "plain":  # x + o: nothing that could take the shift back
+        nodes.append(helper.make_node("Add", ["o", "x1"], ["y"]))
+    elif residual == "relu":
+        nodes += [helper.make_node("Relu", ["x1"], ["r"]), helper.make_node("Add", ["o", "r"], ["y"])]
+    else:
+        nodes.append(helper.make_node("Relu", ["o"], ["y"]))
+    used = {name for node in nodes for name in node.input}
+    kept = {name: data.astype(np.float32) for name, data in arrays.items() if name in used}
+    for node in nodes:
+        node.input[:] = ["x" if name == "x0" else name for name in node.input]
+    proto = made(nodes, kept, (1, tokens, depth)).to_proto()
+    if other:
+        proto.graph.output.append(helper.make_tensor_value_info(other, TensorProto.FLOAT, None))
+    return load(onnx.shape_inference.infer_shapes(proto))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    depth=st.integers(2, 9), outputs=st.integers(2, 4), extra=st.integers(0, 1), flip=st.booleans(),
+    shift=st.sampled_from(["random", "zero", "none", "negative"]), residual=st.sampled_from(["add", ""]),
+)  # fmt: skip
+def test_biases_behind_a_layer_norm_go_into_weights_and_the_result_stays(
+    depth: int, outputs: int, extra: int, flip: bool, shift: str, residual: str
+) -> None:
+    before = normalized(depth=depth, outputs=outputs + extra, biases=outputs, flip=flip, shift=shift, residual=residual)
+    after = low_latency(before)
+    assert after.history[-1].detail == f"1 LayerNormalization with {outputs} biases behind it"
+    assert after.op_counts.get("Add", 0) == (2 if residual else 0)
+    assert_same(before, after, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"residual": "plain"},  # nobody takes the shift back
+        {"residual": "relu"},
+        {"other": "x1"},  # the result is an output
+        {"other": "ob"},  # the sum that would take it back is read by others, too
+        {"biases": 1},  # one bias is added by the product's own kernel
+        {"smallest": 1e-3},  # a channel that the normalisation switches off
+        {"smallest": 0.0},
+        {"axis": 1},  # the mean of a token is not what is 0
+    ],
+)
+def test_biases_stay_where_the_rule_does_not_hold(arguments: dict[str, object]) -> None:
+    if arguments.get("axis") == 1:
+        arguments = {**arguments, "tokens": 1}
+    before = normalized(**arguments)  # type: ignore[arg-type]
+    assert low_latency(before).op_counts == before.op_counts
+
+
+def test_weights_that_take_in_a_bias_stay_as_large_as_they_were() -> None:
+    before = normalized(depth=256)
+    after = low_latency(before)
+
+    def largest(model: Model) -> float:
+        tensors = [value.const_value for value in model.ir.graph.initializers.values()]
+        arrays = [tensor.numpy() for tensor in tensors if tensor is not None]
+        return max(float(np.abs(data).max()) for data in arrays if data.shape == (256, 4))
+
+    assert largest(after) < 1.1 * largest(before)
 
 
 def mlp(act: str = "Gelu", width: int = 2048, shape: tuple[object, ...] = (1, 3, 8), other: str = "") -> Model:
@@ -182,10 +278,16 @@ def test_a_transformer_of_transformers_gives_the_same() -> None:
     from benchmarks.networks import LastHiddenState
 
     module = LastHiddenState(transformers.BertModel(config, add_pooling_layer=False).eval())
+    with torch.no_grad():  # transformers starts with biases of 0 and scales of 1, which a trained network has not
+        for name, parameter in module.named_parameters():
+            if name.endswith("bias") or "LayerNorm" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
     model = trtkit.load(module, torch.zeros(2, 8, dtype=torch.int64))
     name = model.inputs[0].name
     after = low_latency(trtkit.optimize(fix_shapes(model, {name: (1, 8)}), level=3))
-    assert [step.detail for step in after.history[-2:]] == ["2 self-attention", "2 MLP into 4 slices"]
+    assert [step.detail for step in after.history[-3:]] == [
+        "2 LayerNormalization with 3 biases behind it", "2 self-attention", "2 MLP into 4 slices",
+    ]  # fmt: skip
     inputs = {name: np.arange(8, dtype=np.int64).reshape(1, 8)}
     want, got = model.run(inputs), after.run(inputs)
     for key in want:

@@ -32,7 +32,8 @@
 | `stem.SpaceToDepthStem` | the first convolution on 2x2 phases of the image |
 | `summed_convs.MergeSummedConvs` | the sum of two 1x1 convolutions as one |
 | `split_reduction.SplitReduction` | a long sum over channels in parts |
-| `heads_as_batch.HeadsAsBatch` | self-attention of batch 1 with one product for Q, K and V |
+| `absorb_bias.AbsorbBias` | biases of products behind a LayerNormalization in their weights |
+| `heads_as_batch.HeadsAsBatch` | self-attention of batch 1 with the heads where the batch would stand |
 | `slice_mlp.SliceMlp` | the two products of a transformer's MLP in slices |
 
 `run_passes` runs a choice of one's own. Two passes are for that alone, since what they gain depends on the machine:

@@ -1,4 +1,4 @@
-"""Self-attention at batch 1: one product for Q, K and V, and the heads where the batch would stand."""
+"""Self-attention at batch 1: the heads where the batch would stand, and one product for Q, K and V where it pays."""
 
 from __future__ import annotations
 
@@ -32,21 +32,25 @@ class Scores(NamedTuple):
 class HeadsAsBatch(Rewrite):
     """`Softmax(Q K^T * scale + mask) V` with Q, K and V from one x: in three dimensions instead of four.
 
-    At batch 1 the first of (1, H, T, d) says nothing. Without it, the heads are the batch of every product, and the way
-    from x to Q, K and V is one product and one transposition of all three:
+    At batch 1 the first of (1, H, T, d) says nothing. Without it, the heads are the batch of every product. With
+    biases, the way from x to Q, K and V is one product and one transposition of all three:
 
         x (1, T, D) @ W (D, 3 H d)  ->  (T, 3 H, d)  ->  (3 H, T, d)  ->  Q, K, V (H, T, d)
+
+    Without (`absorb_bias` sees to that) each has its own: TensorRT makes them one product, and attention reads its
+    thirds where they lie, so that no kernel turns anything.
 
     1. *Requires* x of shape (1, T, D), numbers all (see `fix_shapes`); attention in the form that
        `attention.CanonicalAttention` writes; Q, K and V each a MatMul of the same x with a constant weight, all with a
        constant bias or none, cut into the same number of heads of the same width; scores that nobody else reads; a
        mask, if any, whose first dimension of four is 1.
-    2. *Rewrite*: the weights side by side, the scale in those of Q; one MatMul and one Add, Reshape, Transpose, Split;
-       scores, Softmax and weighted sum as before, with the heads in front; Unsqueeze.
+    2. *Rewrite*: the scale in the weights of Q; with biases, the weights side by side: one MatMul and one Add, Reshape,
+       Transpose, Split, else MatMul, Reshape and Transpose for each; scores, Softmax and weighted sum as before, with
+       the heads in front; Unsqueeze.
     3. *Ensures*: equal up to rounding; the result keeps its name.
 
-    TensorRT-RTX 1.7.1 makes 8 kernels of such a block of BERT-base in FP16 instead of 10: one kernel turns Q, K and V,
-    and their bias is added by the product. With ONNX's own Attention it makes 9 of it, and it refuses that in FP32.
+    TensorRT-RTX 1.7.1 makes 8 kernels of such a block of BERT-base in FP16 instead of 10, and 7 without biases. With
+    ONNX's own Attention it makes 9 of it, and it refuses that in FP32.
     """
 
     title = "heads as batch"
@@ -81,14 +85,20 @@ class HeadsAsBatch(Rewrite):
             graph.insert_before(at, node)
             return list(node.outputs)
 
-        weight, bias = _joined(parts, scores.scale)
-        (y,) = add("MatMul", parts[0].x, constant("qkv", weight))
-        if bias is not None:
-            (y,) = add("Add", y, constant("qkv_bias", bias))
-        heads, width, tokens = parts[0].heads, parts[0].width, (dims(parts[0].x) or ())[1]
-        (y,) = add("Reshape", y, constant("heads", np.array([tokens, 3 * heads, width], np.int64)))
-        (y,) = add("Transpose", y, perm=[1, 0, 2])
-        q, k, v = add("Split", y, constant("thirds", np.array([heads] * 3, np.int64)), outputs=3, axis=0)
+        x, heads, width, tokens = parts[0].x, parts[0].heads, parts[0].width, (dims(parts[0].x) or ())[1]
+
+        def turned(y: ir.Value, count: int) -> ir.Value:  # (1, T, count * d) -> (count, T, d)
+            (y,) = add("Reshape", y, constant("heads", np.array([tokens, count, width], np.int64)))
+            return add("Transpose", y, perm=[1, 0, 2])[0]
+
+        weights, biases = _scaled_parts(parts, scores.scale)
+        if biases:
+            (y,) = add("MatMul", x, constant("qkv", np.concatenate(weights, axis=1)))
+            (y,) = add("Add", y, constant("qkv_bias", np.concatenate(biases)))
+            thirds = constant("thirds", np.array([heads] * 3, np.int64))
+            q, k, v = add("Split", turned(y, 3 * heads), thirds, outputs=3, axis=0)
+        else:
+            q, k, v = (turned(add("MatMul", x, constant("projection", weight))[0], heads) for weight in weights)
         (y,) = add("MatMul", q, *add("Transpose", k, perm=[0, 2, 1]))
         first = constant("first", np.array([0], np.int64))
         if scores.mask is not None:
@@ -98,12 +108,11 @@ class HeadsAsBatch(Rewrite):
         return ir.node("Unsqueeze", [y, first], name=self.names.fresh(f"{stem}.batch"))
 
 
-def _joined(parts: list[Projection], scale: float) -> tuple[np.ndarray, np.ndarray | None]:
-    """Weights (D, 3 H d) and biases (3 H d) of Q, K and V side by side, those of Q times the scale."""
+def _scaled_parts(parts: list[Projection], scale: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Weights (D, H d) and biases (H d) of Q, K and V, those of Q times the scale; no biases where there are none."""
     factors = [np.asarray(factor, parts[0].weight.dtype) for factor in (scale, 1, 1)]
-    weight = np.concatenate([part.weight * factor for part, factor in zip(parts, factors, strict=True)], axis=1)
-    biases = [part.bias * factor for part, factor in zip(parts, factors, strict=True) if part.bias is not None]
-    return weight, np.concatenate(biases) if biases else None
+    weights = [part.weight * factor for part, factor in zip(parts, factors, strict=True)]
+    return weights, [part.bias * factor for part, factor in zip(parts, factors, strict=True) if part.bias is not None]
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:

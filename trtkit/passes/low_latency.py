@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from trtkit.model import Model, Step
+from trtkit.passes.absorb_bias import AbsorbBias
 from trtkit.passes.common import Rewrite, infer_shapes, working_copy
 from trtkit.passes.dead_code import RemoveDeadCode
 from trtkit.passes.heads_as_batch import HeadsAsBatch
@@ -13,7 +14,9 @@ from trtkit.passes.split_reduction import SplitReduction
 from trtkit.passes.stem import SpaceToDepthStem
 from trtkit.passes.summed_convs import MergeSummedConvs
 
-_RULES: tuple[type[Rewrite], ...] = (SpaceToDepthStem, MergeSummedConvs, SplitReduction, HeadsAsBatch, SliceMlp)
+_RULES: tuple[type[Rewrite], ...] = (
+    SpaceToDepthStem, MergeSummedConvs, SplitReduction, AbsorbBias, HeadsAsBatch, SliceMlp,
+)  # fmt: skip
 
 
 def low_latency(model: Model) -> Model:
@@ -21,9 +24,10 @@ def low_latency(model: Model) -> Model:
 
     Fewer nodes are not always faster. At batch 1 a large GPU idles: a convolution on 7x7 pixels has too few outputs for
     its multiprocessors, and the first convolution's three channels leave most of a tensor core empty. The rules of
-    `stem`, `summed_convs`, `split_reduction`, `heads_as_batch` and `slice_mlp` make more work for it at a time. For
-    larger batches there is nothing to gain; measure both (`trtkit.bench.compare`), and keep what `optimize` gives where
-    it is as fast.
+    `stem`, `summed_convs`, `split_reduction`, `heads_as_batch` and `slice_mlp` make more work for it at a time, and
+    `absorb_bias` spares it kernels. For larger batches there is nothing to gain; measure both (`trtkit.bench.compare`),
+    and keep what `optimize` gives where it is as fast. Behind `absorb_bias` the result of a LayerNormalization has no
+    mean of 0 any more, which costs INT8 codes: quantise what `optimize` gives.
 
     Args:
         model: as `optimize` leaves it; stays as it is. The rules for transformers apply to one whose input has a fixed
