@@ -121,6 +121,16 @@ def test_table_of_engine_effects_is_what_the_records_say() -> None:
     assert engine_effects.table() in (ROOT / "benchmarks" / "README.md").read_text()
 
 
+def test_tables_of_quantisation_on_a_gpu_are_what_the_records_say() -> None:
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import gpu_quant
+
+    times, heaps = gpu_quant.tables().split("\n\n")
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    assert times in text
+    assert heaps in text
+
+
 def test_tables_of_quantisation_are_what_the_records_say() -> None:
     sys.path.insert(0, str(ROOT))
     from benchmarks import ptq
