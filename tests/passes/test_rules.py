@@ -168,6 +168,13 @@ class TestConstantFolding:
         FoldConstants()(model.ir)
         assert "Expand" in ops(model)
 
+    def test_one_weight_many_times_over_is_not_even_computed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(FoldConstants, "_compute", lambda *_: pytest.fail("computed"))
+        numbers, many = ", ".join(["1.0"] * 256), ", ".join(["k"] * 2000)
+        model = parse(f"""float[256] k = {{{numbers}}} | w = Concat <axis = 0> ({many})
+            m = ReduceMax <keepdims = 0> (w)  y = Add(x, m)""")
+        assert not FoldConstants()(model.ir).modified
+
     def test_overridable_initialisers_are_no_constants(self) -> None:
         model = parse("float[4] w = {1.0, 2.0, 3.0, 4.0} | s = Sqrt(w) y = Mul(x, s)")
         model.ir.graph.inputs.append(model.ir.graph.initializers["w"])

@@ -149,7 +149,7 @@ def replace(old: ir.Value, new: ir.Value) -> bool:
 
 def remove(nodes: ir.Node | Iterable[ir.Node]) -> None:
     """Take nodes that nobody reads any more out of their graph."""
-    for node in (nodes,) if isinstance(nodes, ir.Node) else tuple(nodes):
+    for node in tuple(nodes) if isinstance(nodes, Iterable) else (nodes,):
         assert node.graph is not None
         _let_go_inside(node)
         node.graph.remove(node, safe=True)

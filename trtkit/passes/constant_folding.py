@@ -47,6 +47,8 @@ _ARRANGE = frozenset({
     "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Reshape", "Slice", "Squeeze", "Transpose",
     "Unsqueeze",
 })  # fmt: skip
+# Of these with one output: no more elements than their inputs have together.
+_NO_MORE = frozenset({"Concat", "Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 _FEW = 4096  # elements
 _NEVER = RANDOM | QUANTIZED | _DISPUTED
 
@@ -133,20 +135,25 @@ class FoldConstants(Learner):
 
         What is stated in the graph is not believed: it could be wrong, on purpose even, and the result enormous.
         """
-        if node.op_type in _ARRANGE and node.outputs[0].dtype is None and (kind := type_of(node.inputs[0])) is not None:
+        kind = type_of(node.inputs[0]) if node.op_type in _ARRANGE else None
+        if kind is not None and node.outputs[0].dtype is None:
             node.outputs[0].dtype = kind
-        if self._small_anyway(node, inputs) or _expands_little(node, inputs):
+        given = [inputs[value.name or ""] for value in node.inputs if value is not None]  # twice where it is read twice
+        if self._small_anyway(node, given) or _expands_little(node, inputs):
             return True
+        bounded = node.op_type in _NO_MORE and node.outputs[0].dtype == kind is not None
+        if bounded and self._room(node, [data.nbytes for data in given]):
+            return True  # without inference, which takes longer than a Slice of a weight
         types = output_types(node, self.opset)
         return all(_take_type(value, types.get(value.name or "")) for value in node.outputs) and self._room(
             node, [_nbytes(value) for value in node.outputs]
         )
 
     @staticmethod
-    def _small_anyway(node: ir.Node, inputs: dict[str, np.ndarray]) -> bool:
+    def _small_anyway(node: ir.Node, inputs: list[np.ndarray]) -> bool:
         """A few numbers cannot make many, unless the operator takes some for sizes."""
-        typed = all(isinstance(value.type, ir.TensorType) for value in node.outputs)
-        sizes = [max(data.size, 1) for data in inputs.values()]
+        typed = all(type(value.type) is ir.TensorType for value in node.outputs)
+        sizes = [max(data.size, 1) for data in inputs]
         return typed and node.op_type in _OF_FEW_FEW and sum(sizes) <= _FEW and math.prod(sizes) <= _FEW**2
 
     @staticmethod
@@ -197,7 +204,7 @@ _OWN: dict[str, Callable[..., np.ndarray]] = {
 def _expands_little(node: ir.Node, inputs: dict[str, np.ndarray]) -> bool:
     """Whether an Expand, of which exporters write two for each batch norm, makes few numbers of few."""
     small = sum(map(np.size, inputs.values())) <= _FEW
-    if node.op_type != "Expand" or not small or not isinstance(node.outputs[0].type, ir.TensorType):
+    if node.op_type != "Expand" or not small or type(node.outputs[0].type) is not ir.TensorType:
         return False
     target = inputs[node.inputs[1].name or ""] if node.inputs[1] is not None else np.zeros(0)
     sizes = [int(size) for size in target.reshape(-1)[:16]]
