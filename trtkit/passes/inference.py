@@ -56,7 +56,7 @@ def infer_unknown(model: ir.Model) -> None:
 
 
 def _infer(model: ir.Model) -> None:
-    proto, large = without_weights(model)
+    proto, large = without_weights(model, noted=False)
     drop_metadata(proto)
     given = {value.name for value in proto.graph.input}
     for value in large:
