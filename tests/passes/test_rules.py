@@ -175,6 +175,17 @@ class TestConstantFolding:
             m = ReduceMax <keepdims = 0> (w)  y = Add(x, m)""")
         assert not FoldConstants()(model.ir).modified
 
+    @pytest.mark.parametrize("number", ["<value = float[1] {2.0}>", "<value = int32[1] {7}>", ""])
+    def test_one_number_repeated(self, number: str) -> None:
+        model = parse(f"""int64[2] s = {{2, 4}} | e = ConstantOfShape {number} (s)
+            m = ReduceMax <keepdims = 0> (e)  f = Cast <to = 1> (m)  y = Add(x, f)""")
+        assert ops(apply(model, FoldConstants)) == ["Add"]
+
+    @pytest.mark.parametrize("numbers", ["float[0] {}", "float[2] {1.0, 2.0}"])
+    def test_not_one_number_stays(self, numbers: str) -> None:
+        model = parse(f"""int64[1] s = {{4}} | e = ConstantOfShape <value = {numbers}> (s)  y = Add(x, e)""")
+        assert not FoldConstants()(model.ir).modified
+
     def test_overridable_initialisers_are_no_constants(self) -> None:
         model = parse("float[4] w = {1.0, 2.0, 3.0, 4.0} | s = Sqrt(w) y = Mul(x, s)")
         model.ir.graph.inputs.append(model.ir.graph.initializers["w"])

@@ -135,7 +135,7 @@ class FoldConstants(Learner):
 
         What is stated in the graph is not believed: it could be wrong, on purpose even, and the result enormous.
         """
-        kind = type_of(node.inputs[0]) if node.op_type in _ARRANGE else None
+        kind = type_of(node.inputs[0]) if node.op_type in _ARRANGE else _fill_type(node)
         if kind is not None and node.outputs[0].dtype is None:
             node.outputs[0].dtype = kind
         given = [inputs[value.name or ""] for value in node.inputs if value is not None]  # twice where it is read twice
@@ -180,6 +180,20 @@ def _expanded(_: ir.Node, data: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.broadcast_to(data, np.broadcast_shapes(data.shape, tuple(sizes.tolist()))).copy()
 
 
+def _fill_type(node: ir.Node) -> ir.DataType | None:
+    """The type of the number that a ConstantOfShape repeats; None for another operator, or if it states no such."""
+    if node.op_type != "ConstantOfShape":
+        return None
+    stated = node.attributes.get("value")
+    return ir.DataType.FLOAT if stated is None else getattr(stated.value, "dtype", None)
+
+
+def _filled(node: ir.Node, sizes: np.ndarray) -> np.ndarray:
+    stated = node.attributes.get("value")
+    number = np.float32(0) if stated is None else stated.value.numpy().reshape(())[()]  # an error if it is not one
+    return np.full(tuple(sizes.tolist()), number)
+
+
 def _gathered_elements(node: ir.Node, data: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Element i of the result is data's element at the same place, but for one axis: there it is at `indices[i]`."""
     axis = node.attributes.get_int("axis", 0)
@@ -194,19 +208,24 @@ def _gathered_slices(_: ir.Node, data: np.ndarray, indices: np.ndarray) -> np.nd
 
 
 # Expand: two for each batch norm of some exporters, and NumPy is quicker than ONNX's reference, which does the same.
+# ConstantOfShape: the same; TorchScript writes 155 of them for Swin.
 # GatherElements: the reference (onnx 1.23) raises where one axis has length 1, as transformers write it for BERT.
 # GatherND: the reference takes a millisecond for 300 numbers, of which Swin's masks pick thousands.
 _OWN: dict[str, Callable[..., np.ndarray]] = {
-    "Expand": _expanded, "GatherElements": _gathered_elements, "GatherND": _gathered_slices,
+    "ConstantOfShape": _filled, "Expand": _expanded, "GatherElements": _gathered_elements, "GatherND": _gathered_slices,
 }  # fmt: skip
 
 
+_SIZES = {"ConstantOfShape": 0, "Expand": 1}  # where these are told the shape of what they make
+
+
 def _expands_little(node: ir.Node, inputs: dict[str, np.ndarray]) -> bool:
-    """Whether an Expand, of which exporters write two for each batch norm, makes few numbers of few."""
+    """Whether an Expand, of which exporters write two for each batch norm, or a ConstantOfShape makes few numbers."""
     small = sum(map(np.size, inputs.values())) <= _FEW
-    if node.op_type != "Expand" or not small or type(node.outputs[0].type) is not ir.TensorType:
+    if node.op_type not in _SIZES or not small or type(node.outputs[0].type) is not ir.TensorType:
         return False
-    target = inputs[node.inputs[1].name or ""] if node.inputs[1] is not None else np.zeros(0)
+    given = node.inputs[_SIZES[node.op_type]]
+    target = inputs[given.name or ""] if given is not None else np.zeros(0)
     sizes = [int(size) for size in target.reshape(-1)[:16]]
     return len(sizes) == target.size and min(sizes, default=0) >= 0 and math.prod(sizes) <= _FEW
 
