@@ -10,7 +10,7 @@ out is the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import onnx
@@ -200,7 +200,7 @@ class _Writer:
 
     def __init__(self, noted: bool) -> None:
         self._noted = noted
-        self._types: dict[tuple[ir.DataType, int], onnx.TypeProto] = {}
+        self._types: dict[tuple[ir.DataType, Hashable], onnx.TypeProto] = {}
         self._attributes: dict[int, onnx.AttributeProto] = {}
 
     def graph(self, proto: onnx.GraphProto, graph: ir.Graph, initializers: Mapping[str, ir.Value]) -> None:
@@ -233,7 +233,7 @@ class _Writer:
             raise _Rare
         kind, shape = value.type, value.shape
         if type(kind) is ir.TensorType and not kind.denotation:
-            key = kind.dtype, id(shape)
+            key = kind.dtype, _dims(shape)
             stated = self._types.get(key)
             if stated is None:
                 stated = self._types[key] = _type(kind, shape)
@@ -284,6 +284,11 @@ def _is_described(value: ir.Value) -> bool:
     """Whether there is anything to say of it; asking for `metadata_props` or `meta` would make a dictionary."""
     stated = value.shape is not None or value.type is not None
     return bool(stated or value.doc_string or value._metadata_props or value._metadata)
+
+
+def _dims(shape: ir.Shape | None) -> Hashable:
+    """What shapes with equal messages have in common."""
+    return shape if shape is None else (*shape, *map(shape.get_denotation, range(len(shape))))
 
 
 def _type(kind: ir.TypeProtocol, shape: ir.Shape | None) -> onnx.TypeProto:
