@@ -47,8 +47,8 @@ _ARRANGE = frozenset({
     "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Reshape", "Slice", "Squeeze", "Transpose",
     "Unsqueeze",
 })  # fmt: skip
-# Of these with one output: no more elements than their inputs have together.
-_NO_MORE = frozenset({"Concat", "Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+# Of these: no more elements than their first input, of which NumPy makes a view or at most one copy.
+_NO_MORE = frozenset({"Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 _FEW = 4096  # elements
 _NEVER = RANDOM | QUANTIZED | _DISPUTED
 
@@ -141,9 +141,11 @@ class FoldConstants(Learner):
         given = [inputs[value.name or ""] for value in node.inputs if value is not None]  # twice where it is read twice
         if self._small_anyway(node, given) or _expands_little(node, inputs):
             return True
-        bounded = node.op_type in _NO_MORE and node.outputs[0].dtype == kind is not None
-        if bounded and self._room(node, [data.nbytes for data in given]):
-            return True  # without inference, which takes longer than a Slice of a weight
+        bounded = node.op_type in _NO_MORE or (
+            node.op_type == "Concat" and self._room(node, [data.nbytes for data in given])
+        )
+        if bounded and node.outputs[0].dtype == kind is not None:
+            return True  # without inference, which takes longer than a Slice of a weight; `_compute` asks for the size
         types = output_types(node, self.opset)
         return all(_take_type(value, types.get(value.name or "")) for value in node.outputs) and self._room(
             node, [_nbytes(value) for value in node.outputs]
