@@ -116,7 +116,7 @@ class FoldConstants(Learner):
     def _compute(self, node: ir.Node, inputs: dict[str, np.ndarray]) -> list[np.ndarray] | None:
         arguments: list[Any] = [None if value is None else inputs[value.name or ""] for value in node.inputs]
         try:
-            if node.op_type in _OWN and not node.attributes.get_int("batch_dims", 0):
+            if node.op_type in _OWN and self.opset >= _OWN_OPSET and not node.attributes.get_int("batch_dims", 0):
                 results = [_OWN[node.op_type](node, *arguments)]
             else:
                 operator = _operator(node.op_type, self.opset)
@@ -209,13 +209,37 @@ def _gathered_slices(_: ir.Node, data: np.ndarray, indices: np.ndarray) -> np.nd
     return data[tuple(np.moveaxis(indices, -1, 0))]
 
 
+def _sliced(
+    _: ir.Node, data: np.ndarray, starts: np.ndarray, ends: np.ndarray, *more: np.ndarray | None
+) -> np.ndarray:
+    """A Slice, which counts and clips as Python does; `more` are axes and steps, both may be left out."""
+    axes, steps = (*more, None, None)[:2]
+    picked = [slice(None)] * data.ndim
+    counts = range(len(starts)) if axes is None else axes.tolist()
+    strides = [1] * len(starts) if steps is None else steps.tolist()
+    for axis, start, end, step in zip(counts, starts.tolist(), ends.tolist(), strides, strict=True):
+        picked[axis] = slice(start, end, step)
+    return data[tuple(picked)]
+
+
+def _transposed(node: ir.Node, data: np.ndarray) -> np.ndarray:
+    return np.transpose(data, node.attributes.get_ints("perm"))
+
+
+def _unsqueezed(_: ir.Node, data: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    return np.expand_dims(data, tuple(axes.reshape(-1).tolist()))
+
+
+# Slice, Transpose, Unsqueeze: the most frequent ones, which the reference does the same way behind much that is slow.
 # Expand: two for each batch norm of some exporters, and NumPy is quicker than ONNX's reference, which does the same.
 # ConstantOfShape: the same; TorchScript writes 155 of them for Swin.
 # GatherElements: the reference (onnx 1.23) raises where one axis has length 1, as transformers write it for BERT.
 # GatherND: the reference takes a millisecond for 300 numbers, of which Swin's masks pick thousands.
 _OWN: dict[str, Callable[..., np.ndarray]] = {
     "ConstantOfShape": _filled, "Expand": _expanded, "GatherElements": _gathered_elements, "GatherND": _gathered_slices,
+    "Slice": _sliced, "Transpose": _transposed, "Unsqueeze": _unsqueezed,
 }  # fmt: skip
+_OWN_OPSET = 13  # as of which these have the inputs that they have now
 
 
 _SIZES = {"ConstantOfShape": 0, "Expand": 1}  # where these are told the shape of what they make
