@@ -367,6 +367,8 @@ def _info(value: ir.Value) -> TensorInfo:
 
 def has_body(node: ir.Node) -> bool:
     """Whether a node runs graphs of its own (If, Loop, Scan): what that costs is known only at run time."""
+    if node.op_type not in WITH_BODY and not node.domain:  # much quicker than a look at all attributes
+        return False
     return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
 
 

@@ -19,6 +19,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from trtkit import onnx_graph
+
 LARGE = 1000  # bytes; what is smaller may be a shape or an axis, and stays where everybody can read its value
 
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # field numbers of ModelProto, GraphProto and TensorProto in onnx.proto
@@ -178,12 +180,15 @@ class _LightModel:
         return getattr(self._model, name)
 
 
-def without_weights(model: ir.Model) -> tuple[onnx.ModelProto, list[ir.Value]]:
-    """A model as protobuf message without its large weights, and these."""
+def without_weights(model: ir.Model, *, noted: bool = True) -> tuple[onnx.ModelProto, list[ir.Value]]:
+    """A model as protobuf message without its large weights, and these; on request without notes about nodes."""
     values = model.graph.initializers
     large = [v for v in values.values() if v.const_value is not None and v.const_value.nbytes > LARGE]
     names = {value.name for value in large}
-    light = _Light(model.graph, {name: value for name, value in values.items() if name not in names})
+    small = {name: value for name, value in values.items() if name not in names}
+    if (proto := onnx_graph.write(model, small, noted=noted)) is not None:
+        return proto, large
+    light = _Light(model.graph, small)
     return ir.serde.serialize_model(_LightModel(model, light)), large  # type: ignore[arg-type]
 
 

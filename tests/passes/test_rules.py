@@ -168,6 +168,37 @@ class TestConstantFolding:
         FoldConstants()(model.ir)
         assert "Expand" in ops(model)
 
+    def test_one_weight_many_times_over_is_not_even_computed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(FoldConstants, "_compute", lambda *_: pytest.fail("computed"))
+        numbers, many = ", ".join(["1.0"] * 256), ", ".join(["k"] * 2000)
+        model = parse(f"""float[256] k = {{{numbers}}} | w = Concat <axis = 0> ({many})
+            m = ReduceMax <keepdims = 0> (w)  y = Add(x, m)""")
+        assert not FoldConstants()(model.ir).modified
+
+    @pytest.mark.parametrize("arranged", [
+        "Slice(d, two, three)", "Slice(d, two, three, rows)", "Slice(d, last, far, rows, last)",
+        "Slice(d, last, far, last, last)", "Slice(d, zeros, three, , one_two)", "Slice(d, two, three, last)",
+        "Transpose(d)", "Transpose <perm = [0, 1]> (d)", "Unsqueeze(d, zeros)", "Unsqueeze(d, ends)",
+    ])  # fmt: skip
+    def test_arranged_as_onnx_runtime_does(self, arranged: str) -> None:
+        model = parse(f"""float[3, 3] d = {{1, 2, 4, 8, 16, 32, 64, 128, 256}}, int64[1] two = {{-2}},
+            int64[1] three = {{9}}, int64[1] rows = {{0}}, int64[1] last = {{-1}}, int64[1] far = {{-9}},
+            int64[1] zeros = {{0}}, int64[1] one_two = {{2}}, int64[2] ends = {{0, -1}}, int64 axis = {{0}} |
+            p = {arranged}  s = Shape(p)  f = Cast <to = 1> (s)  r = Reshape(p, last)  u = CumSum(r, axis)
+            a = ReduceSum <keepdims = 0> (u)  b = ReduceSum <keepdims = 0> (f)  c = Add(a, b)  y = Add(x, c)""")
+        assert ops(apply(model, FoldConstants)) == ["Add"]
+
+    @pytest.mark.parametrize("number", ["<value = float[1] {2.0}>", "<value = int32[1] {7}>", ""])
+    def test_one_number_repeated(self, number: str) -> None:
+        model = parse(f"""int64[2] s = {{2, 4}} | e = ConstantOfShape {number} (s)
+            m = ReduceMax <keepdims = 0> (e)  f = Cast <to = 1> (m)  y = Add(x, f)""")
+        assert ops(apply(model, FoldConstants)) == ["Add"]
+
+    @pytest.mark.parametrize("numbers", ["float[0] {}", "float[2] {1.0, 2.0}"])
+    def test_not_one_number_stays(self, numbers: str) -> None:
+        model = parse(f"""int64[1] s = {{4}} | e = ConstantOfShape <value = {numbers}> (s)  y = Add(x, e)""")
+        assert not FoldConstants()(model.ir).modified
+
     def test_overridable_initialisers_are_no_constants(self) -> None:
         model = parse("float[4] w = {1.0, 2.0, 3.0, 4.0} | s = Sqrt(w) y = Mul(x, s)")
         model.ir.graph.inputs.append(model.ir.graph.initializers["w"])

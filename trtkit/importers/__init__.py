@@ -15,7 +15,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import InlinePass
 
-from trtkit import onnx_file
+from trtkit import onnx_file, onnx_graph
 from trtkit.errors import ModelError
 from trtkit.importers.caffe2 import from_caffe2, is_caffe2
 from trtkit.importers.keras import SUFFIXES as KERAS_FILES
@@ -164,7 +164,7 @@ def _from_proto(
 @collection_paused()
 def _deserialized(proto: onnx.ModelProto, weights: Mapping[str, ir.Tensor]) -> ir.Model:
     """The graph in a message, with the values that the message lacks, in the spelling that everything here asks for."""
-    model = ir.from_proto(proto)
+    model = onnx_graph.read(proto)
     for key, tensor in weights.items():
         model.graph.initializers[key].const_value = tensor
     _normalise_domain(model)

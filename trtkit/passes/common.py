@@ -112,7 +112,11 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
         return value.const_value if value.is_initializer() and not value.is_graph_input() else None
     if node.op_type != "Constant" or node.domain != "" or "sparse_value" in node.attributes:
         return None
-    return ir.convenience.get_const_tensor(value)
+    stated = node.attributes.get("value")
+    if stated is None:
+        return ir.convenience.get_const_tensor(value)
+    tensor: ir.TensorProtocol | None = stated.value  # as_tensor would ask whether it has each method of the protocol
+    return tensor
 
 
 def array(value: ir.Value | None) -> np.ndarray | None:
@@ -149,7 +153,7 @@ def replace(old: ir.Value, new: ir.Value) -> bool:
 
 def remove(nodes: ir.Node | Iterable[ir.Node]) -> None:
     """Take nodes that nobody reads any more out of their graph."""
-    for node in (nodes,) if isinstance(nodes, ir.Node) else tuple(nodes):
+    for node in tuple(nodes) if isinstance(nodes, Iterable) else (nodes,):
         assert node.graph is not None
         _let_go_inside(node)
         node.graph.remove(node, safe=True)

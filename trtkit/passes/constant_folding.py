@@ -47,6 +47,8 @@ _ARRANGE = frozenset({
     "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Reshape", "Slice", "Squeeze", "Transpose",
     "Unsqueeze",
 })  # fmt: skip
+# Of these: no more elements than their first input, of which NumPy makes a view or at most one copy.
+_NO_MORE = frozenset({"Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 _FEW = 4096  # elements
 _NEVER = RANDOM | QUANTIZED | _DISPUTED
 
@@ -114,7 +116,7 @@ class FoldConstants(Learner):
     def _compute(self, node: ir.Node, inputs: dict[str, np.ndarray]) -> list[np.ndarray] | None:
         arguments: list[Any] = [None if value is None else inputs[value.name or ""] for value in node.inputs]
         try:
-            if node.op_type in _OWN and not node.attributes.get_int("batch_dims", 0):
+            if node.op_type in _OWN and self.opset >= _OWN_OPSET and not node.attributes.get_int("batch_dims", 0):
                 results = [_OWN[node.op_type](node, *arguments)]
             else:
                 operator = _operator(node.op_type, self.opset)
@@ -133,20 +135,27 @@ class FoldConstants(Learner):
 
         What is stated in the graph is not believed: it could be wrong, on purpose even, and the result enormous.
         """
-        if node.op_type in _ARRANGE and node.outputs[0].dtype is None and (kind := type_of(node.inputs[0])) is not None:
+        kind = type_of(node.inputs[0]) if node.op_type in _ARRANGE else _fill_type(node)
+        if kind is not None and node.outputs[0].dtype is None:
             node.outputs[0].dtype = kind
-        if self._small_anyway(node, inputs) or _expands_little(node, inputs):
+        given = [inputs[value.name or ""] for value in node.inputs if value is not None]  # twice where it is read twice
+        if self._small_anyway(node, given) or _expands_little(node, inputs):
             return True
+        bounded = node.op_type in _NO_MORE or (
+            node.op_type == "Concat" and self._room(node, [data.nbytes for data in given])
+        )
+        if bounded and node.outputs[0].dtype == kind is not None:
+            return True  # without inference, which takes longer than a Slice of a weight; `_compute` asks for the size
         types = output_types(node, self.opset)
         return all(_take_type(value, types.get(value.name or "")) for value in node.outputs) and self._room(
             node, [_nbytes(value) for value in node.outputs]
         )
 
     @staticmethod
-    def _small_anyway(node: ir.Node, inputs: dict[str, np.ndarray]) -> bool:
+    def _small_anyway(node: ir.Node, inputs: list[np.ndarray]) -> bool:
         """A few numbers cannot make many, unless the operator takes some for sizes."""
-        typed = all(isinstance(value.type, ir.TensorType) for value in node.outputs)
-        sizes = [max(data.size, 1) for data in inputs.values()]
+        typed = all(type(value.type) is ir.TensorType for value in node.outputs)
+        sizes = [max(data.size, 1) for data in inputs]
         return typed and node.op_type in _OF_FEW_FEW and sum(sizes) <= _FEW and math.prod(sizes) <= _FEW**2
 
     @staticmethod
@@ -173,6 +182,20 @@ def _expanded(_: ir.Node, data: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.broadcast_to(data, np.broadcast_shapes(data.shape, tuple(sizes.tolist()))).copy()
 
 
+def _fill_type(node: ir.Node) -> ir.DataType | None:
+    """The type of the number that a ConstantOfShape repeats; None for another operator, or if it states no such."""
+    if node.op_type != "ConstantOfShape":
+        return None
+    stated = node.attributes.get("value")
+    return ir.DataType.FLOAT if stated is None else getattr(stated.value, "dtype", None)
+
+
+def _filled(node: ir.Node, sizes: np.ndarray) -> np.ndarray:
+    stated = node.attributes.get("value")
+    number = np.float32(0) if stated is None else stated.value.numpy().reshape(())[()]  # an error if it is not one
+    return np.full(tuple(sizes.tolist()), number)
+
+
 def _gathered_elements(node: ir.Node, data: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Element i of the result is data's element at the same place, but for one axis: there it is at `indices[i]`."""
     axis = node.attributes.get_int("axis", 0)
@@ -186,20 +209,49 @@ def _gathered_slices(_: ir.Node, data: np.ndarray, indices: np.ndarray) -> np.nd
     return data[tuple(np.moveaxis(indices, -1, 0))]
 
 
+def _sliced(
+    _: ir.Node, data: np.ndarray, starts: np.ndarray, ends: np.ndarray, *more: np.ndarray | None
+) -> np.ndarray:
+    """A Slice, which counts and clips as Python does; `more` are axes and steps, both may be left out."""
+    axes, steps = (*more, None, None)[:2]
+    picked = [slice(None)] * data.ndim
+    counts = range(len(starts)) if axes is None else axes.tolist()
+    strides = [1] * len(starts) if steps is None else steps.tolist()
+    for axis, start, end, step in zip(counts, starts.tolist(), ends.tolist(), strides, strict=True):
+        picked[axis] = slice(start, end, step)
+    return data[tuple(picked)]
+
+
+def _transposed(node: ir.Node, data: np.ndarray) -> np.ndarray:
+    return np.transpose(data, node.attributes.get_ints("perm"))
+
+
+def _unsqueezed(_: ir.Node, data: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    return np.expand_dims(data, tuple(axes.reshape(-1).tolist()))
+
+
+# Slice, Transpose, Unsqueeze: the most frequent ones, which the reference does the same way behind much that is slow.
 # Expand: two for each batch norm of some exporters, and NumPy is quicker than ONNX's reference, which does the same.
+# ConstantOfShape: the same; TorchScript writes 155 of them for Swin.
 # GatherElements: the reference (onnx 1.23) raises where one axis has length 1, as transformers write it for BERT.
 # GatherND: the reference takes a millisecond for 300 numbers, of which Swin's masks pick thousands.
 _OWN: dict[str, Callable[..., np.ndarray]] = {
-    "Expand": _expanded, "GatherElements": _gathered_elements, "GatherND": _gathered_slices,
+    "ConstantOfShape": _filled, "Expand": _expanded, "GatherElements": _gathered_elements, "GatherND": _gathered_slices,
+    "Slice": _sliced, "Transpose": _transposed, "Unsqueeze": _unsqueezed,
 }  # fmt: skip
+_OWN_OPSET = 13  # as of which these have the inputs that they have now
+
+
+_SIZES = {"ConstantOfShape": 0, "Expand": 1}  # where these are told the shape of what they make
 
 
 def _expands_little(node: ir.Node, inputs: dict[str, np.ndarray]) -> bool:
-    """Whether an Expand, of which exporters write two for each batch norm, makes few numbers of few."""
+    """Whether an Expand, of which exporters write two for each batch norm, or a ConstantOfShape makes few numbers."""
     small = sum(map(np.size, inputs.values())) <= _FEW
-    if node.op_type != "Expand" or not small or not isinstance(node.outputs[0].type, ir.TensorType):
+    if node.op_type not in _SIZES or not small or type(node.outputs[0].type) is not ir.TensorType:
         return False
-    target = inputs[node.inputs[1].name or ""] if node.inputs[1] is not None else np.zeros(0)
+    given = node.inputs[_SIZES[node.op_type]]
+    target = inputs[given.name or ""] if given is not None else np.zeros(0)
     sizes = [int(size) for size in target.reshape(-1)[:16]]
     return len(sizes) == target.size and min(sizes, default=0) >= 0 and math.prod(sizes) <= _FEW
 

@@ -65,7 +65,7 @@ def _key(node: ir.Node) -> Key | None:
     if len(inputs) == 2 and node.op_type in _COMMUTATIVE:
         inputs.sort()
     attributes = []
-    for name, attribute in node.attributes.items():
+    for name, attribute in node.attributes.data.items():  # past its Mapping, which is slow
         value = comparable(attribute)
         if value is None:
             return None

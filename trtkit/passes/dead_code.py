@@ -26,7 +26,7 @@ class RemoveDeadCode(Rewrite):
         index = self.index or Index(model)
         dead: dict[ir.Graph, list[ir.Node]] = {}
         for node in reversed(index.nodes):
-            if isinstance(node.graph, ir.Graph) and not any(is_used(value) for value in node.outputs):
+            if node.graph is not None and not any(map(is_used, node.outputs)):
                 let_go(node)  # so that what only this node read, or a body of it, is dead, too
                 dead.setdefault(node.graph, []).append(node)
                 self.done[f"{node.op_type} removed"] += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import onnx
@@ -55,7 +56,7 @@ def infer_unknown(model: ir.Model) -> None:
 
 
 def _infer(model: ir.Model) -> None:
-    proto, large = without_weights(model)
+    proto, large = without_weights(model, noted=False)
     drop_metadata(proto)
     given = {value.name for value in proto.graph.input}
     for value in large:
@@ -190,15 +191,48 @@ _UNKNOWN = (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.che
 
 def bare_node(node: ir.Node) -> onnx.NodeProto:
     """A node as protobuf message without what an exporter noted down about it, which is longer than the node."""
-    if any(attribute.is_ref() for attribute in node.attributes.values()):
+    if any(attribute.is_ref() for attribute in node.attributes.data.values()):
         return ir.serde.serialize_node(node)
     return onnx.NodeProto(
         op_type=node.op_type,
         name=node.name,
         input=["" if value is None else value.name or "" for value in node.inputs],
         output=[value.name or "" for value in node.outputs],
-        attribute=[ir.serde.serialize_attribute(attribute) for attribute in node.attributes.values()],
+        attribute=[_attribute(attribute) for attribute in node.attributes.data.values()],
     )
+
+
+def _attribute(attribute: ir.Attr) -> onnx.AttributeProto:
+    """Its message; the same one for equal whole numbers and texts, which are most of all attributes."""
+    if attribute.type in _REPEATED:
+        return _repeated(attribute.name, attribute.type, attribute.value)
+    return ir.serde.serialize_attribute(attribute)
+
+
+_REPEATED = frozenset({ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.STRING})
+
+
+@lru_cache(maxsize=1000)
+def _repeated(name: str, kind: ir.AttributeType, value: int | str | tuple[int, ...]) -> onnx.AttributeProto:
+    return ir.serde.serialize_attribute(ir.Attr(name, kind, value))
+
+
+@lru_cache(maxsize=1000)
+def _array_type(dtype: np.dtype, shape: tuple[int, ...]) -> onnx.TypeProto:
+    return onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(dtype), shape)
+
+
+@lru_cache(maxsize=1000)
+def _stated_type(dtype: ir.DataType, shape: tuple[int | str | None, ...] | None) -> onnx.TypeProto:
+    proto = ir.serde.serialize_type(ir.TensorType(dtype))
+    if shape is not None:
+        ir.serde.serialize_shape_into(proto, ir.Shape(shape))
+    return proto
+
+
+@lru_cache(maxsize=1000)
+def _schema(op_type: str, opset: int) -> tuple[onnx.defs.OpSchema, list[onnx.OperatorSetIdProto]]:
+    return onnx.defs.get_schema(op_type, opset, ""), [onnx.helper.make_opsetid("", opset)]
 
 
 def output_types(node: ir.Node, opset: int) -> dict[str, onnx.TypeProto]:
@@ -210,17 +244,18 @@ def output_types(node: ir.Node, opset: int) -> dict[str, onnx.TypeProto]:
             continue
         data = _data(value)
         if data is not None:
-            code = onnx.helper.np_dtype_to_tensor_dtype(data.dtype)
-            types[value.name] = onnx.helper.make_tensor_type_proto(code, data.shape)
+            types[value.name] = _array_type(data.dtype, data.shape)
             if data.size <= _SMALL:
                 small[value.name] = onnx.numpy_helper.from_array(data, value.name)
+        elif type(value.type) is ir.TensorType:
+            shape = None if value.shape is None else tuple(_plain(d) for d in value.shape)
+            types[value.name] = _stated_type(value.type.dtype, shape)
         elif value.type is not None:
             types[value.name] = ir.serde.serialize_type(value.type)
             if value.shape is not None:
                 ir.serde.serialize_shape_into(types[value.name], value.shape)
     try:
-        schema = onnx.defs.get_schema(node.op_type, opset, "")
-        imports = [onnx.helper.make_opsetid("", opset)]
+        schema, imports = _schema(node.op_type, opset)
         return onnx.shape_inference.infer_node_outputs(schema, bare_node(node), types, small, opset_imports=imports)
     except (*_UNKNOWN, KeyError, ValueError) as error:
         log.debug("%s (%s): %s", node.name, node.op_type, error)
