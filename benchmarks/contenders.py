@@ -17,6 +17,8 @@ from trtkit.bench.measure import Measurement, measure
 from trtkit.bench.record import remove, save
 from trtkit.bench.torch_peers import Call
 from trtkit.errors import VerificationError
+from trtkit.passes import run_passes
+from trtkit.passes.absorb_bias import AbsorbBias
 from trtkit.passes.fix_shapes import fix_shapes
 from trtkit.passes.low_latency import low_latency
 
@@ -106,7 +108,10 @@ class Runner:
     def _forms(self, setting: Setting, name: str) -> Iterator[str]:
         """The forms of one contender that are worth a try; for torch.compile the fastest alone, where it is known."""
         if name == "trtkit":
-            yield from ("low-latency",) if setting.batch == 1 else ()
+            if setting.batch == 1:
+                yield "low-latency"
+            elif "LayerNormalization" in self.graph(setting.network, "fp32").op_counts:
+                yield "absorbed"
             yield "fp32" if setting.precision == "fp32" else "autocast"
         elif name == "compile" and setting.network.name in COMPILED_FORM:
             yield COMPILED_FORM[setting.network.name]
@@ -181,14 +186,21 @@ class Runner:
         """
         example = setting.network.inputs(setting.batch, 1, "fp32", "", "cpu")[0]
         shapes = {self.graph(setting.network, "fp32").inputs[0].name: tuple(example.shape)}
-        model = self._low_latency(setting, shapes) if form == "low-latency" else self.graph(setting.network, form)
+        if form in ("low-latency", "absorbed"):
+            model = self._low_latency(setting, shapes) if form == "low-latency" else self._absorbed(setting)
+            model = model if setting.precision == "fp32" else trtkit.autocast(model, "fp16", io="low")
+        else:
+            model = self.graph(setting.network, form)
         return trtkit.build(model, shapes=shapes, verify=False)
 
     def _low_latency(self, setting: Setting, shapes: dict[str, tuple[int, ...]]) -> Any:
         """The graph for single requests: for inputs of one shape, fused, and rewritten for a GPU that idles."""
         fixed = fix_shapes(self.graph(setting.network, "fp32"), shapes)
-        model = low_latency(trtkit.optimize(fixed, level=3))
-        return model if setting.precision == "fp32" else trtkit.autocast(model, "fp16", io="low")
+        return low_latency(trtkit.optimize(fixed, level=3))
+
+    def _absorbed(self, setting: Setting) -> Any:
+        """The graph without biases behind a LayerNormalization, for which attention needs no kernels of its own."""
+        return run_passes(self.graph(setting.network, "fp32"), [AbsorbBias()])
 
     # What they share
 

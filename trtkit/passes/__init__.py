@@ -32,14 +32,15 @@
 | `stem.SpaceToDepthStem` | the first convolution on 2x2 phases of the image |
 | `summed_convs.MergeSummedConvs` | the sum of two 1x1 convolutions as one |
 | `split_reduction.SplitReduction` | a long sum over channels in parts |
-| `absorb_bias.AbsorbBias` | biases of products behind a LayerNormalization in their weights |
 | `heads_as_batch.HeadsAsBatch` | self-attention of batch 1 with the heads where the batch would stand |
 | `slice_mlp.SliceMlp` | the two products of a transformer's MLP in slices |
 
-`run_passes` runs a choice of one's own. Two passes are for that alone, since what they gain depends on the machine:
+`run_passes` runs a choice of one's own. Three passes are for that, since what they gain depends on the machine and on
+what comes next; `low_latency` has the first among its rules, too:
 
 | pass | rule |
 |---|---|
+| `absorb_bias.AbsorbBias` | biases of products behind a LayerNormalization in their weights |
 | `horizontal.MergeSiblings` | Conv, MatMul or Gemm of one input side by side in one |
 | `split_sinking.SinkSplits` | what all parts of a Split go through, before the Split |
 
