@@ -25,9 +25,9 @@ def low_latency(model: Model) -> Model:
     Fewer nodes are not always faster. At batch 1 a large GPU idles: a convolution on 7x7 pixels has too few outputs for
     its multiprocessors, and the first convolution's three channels leave most of a tensor core empty. The rules of
     `stem`, `summed_convs`, `split_reduction`, `heads_as_batch` and `slice_mlp` make more work for it at a time, and
-    `absorb_bias` spares it kernels. For larger batches there is nothing to gain; measure both (`trtkit.bench.compare`),
-    and keep what `optimize` gives where it is as fast. Behind `absorb_bias` the result of a LayerNormalization has no
-    mean of 0 any more, which costs INT8 codes: quantise what `optimize` gives.
+    `absorb_bias` spares it kernels. For larger batches only the last gains anything (`run_passes` runs it alone);
+    measure both (`trtkit.bench.compare`), and keep what `optimize` gives where it is as fast. Behind `absorb_bias` the
+    result of a LayerNormalization has no mean of 0 any more, which costs INT8 codes: quantise what `optimize` gives.
 
     Args:
         model: as `optimize` leaves it; stays as it is. The rules for transformers apply to one whose input has a fixed
