@@ -15,6 +15,7 @@ import pytest
 
 import trtkit.engine
 from tests.engine import device
+from trtkit.engine import cache
 from trtkit.engine.trt import Library
 from trtkit.errors import EngineError, MissingError, ModelError
 
@@ -57,7 +58,8 @@ def gpu(forget: None, monkeypatch: pytest.MonkeyPatch) -> device.Gpu:
     module = importlib.import_module(MODULE)
     library = Library(np, "TensorRT-RTX", "9.9")
     monkeypatch.setattr(module, "trt", device.tensorrt(gpu))
-    monkeypatch.setattr(module, "require", lambda: library)
+    monkeypatch.setattr(cache, "trt", device.tensorrt(gpu), raising=False)
+    monkeypatch.setattr(cache, "require", lambda: library)
     monkeypatch.setattr(module, "gpu", lambda: SimpleNamespace(name="NVIDIA Pretence"))
     return gpu
 
