@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trtkit.engine.cache import TimingCache
 from trtkit.engine.device import gpu
 from trtkit.engine.trt import require, trt
 
@@ -108,9 +109,12 @@ def build_plan(onnx_file: str, request: dict[str, Any], report: Progress) -> tup
     for number, profile in enumerate(request["profiles"]):
         if not _add_profile(builder, config, profile):
             return None, {"errors": [f"profile {number} is impossible: {profile}", *logger.errors], "stage": "profile"}
+    timings = TimingCache.open(config)
     start = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - start
+    if timings is not None:
+        timings.save()
     if monitor.failure is not None:
         raise monitor.failure
     if plan is None:
