@@ -103,6 +103,7 @@ def build_plan(onnx_file: str, request: dict[str, Any], report: Progress) -> tup
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
     if not request.get("tf32", True):
         config.clear_flag(trt.BuilderFlag.TF32)
+    _set_refitting(config, bool(request.get("refittable")), bool(request.get("stripped")))
     unknown = _set_targets(config, request.get("compute_capabilities") or [])
     if unknown:
         return None, {"errors": [unknown], "stage": "target"}
@@ -135,6 +136,16 @@ def _parser_errors(parser: trt.OnnxParser) -> list[str]:
         node = f"node {error.node_name()!r} ({error.node_operator()}): " if error.node_operator() else ""
         described.append(f"{node}{error.desc()}")
     return described
+
+
+def _set_refitting(config: trt.IBuilderConfig, refittable: bool, stripped: bool) -> None:
+    """Weights that can be changed, or are left out. Stripped alone means: to be refitted with the same ones again."""
+    if refittable:
+        config.set_flag(trt.BuilderFlag.REFIT)
+    if stripped:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        if not refittable:
+            config.set_flag(getattr(trt.BuilderFlag, "REFIT_IDENTICAL", trt.BuilderFlag.REFIT))
 
 
 def _set_targets(config: Any, capabilities: list[list[int]]) -> str:
