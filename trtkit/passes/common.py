@@ -155,15 +155,22 @@ def remove(nodes: ir.Node | Iterable[ir.Node]) -> None:
     """Take nodes that nobody reads any more out of their graph."""
     for node in tuple(nodes) if isinstance(nodes, Iterable) else (nodes,):
         assert node.graph is not None
-        _let_go_inside(node)
-        node.graph.remove(node, safe=True)
+        if any(map(is_used, node.outputs)):
+            raise ValueError(f"{node.name!r} is still read: nothing may be removed that somebody needs.")
+        let_go(node)
+        node.graph.remove(node)
 
 
 def let_go(node: ir.Node) -> None:
-    """Take a node, about to be removed, off its inputs, and the nodes in its bodies off what they read outside."""
+    """Take a node, about to be removed, off its inputs, and the nodes in its bodies off what they read outside.
+
+    `replace_input_with` would make a new tuple of all inputs for each of them.
+    """
     _let_go_inside(node)
-    for place in range(len(node.inputs)):
-        node.replace_input_with(place, None)
+    for place, value in enumerate(node.inputs):
+        if value is not None:
+            value._remove_usage(node, place)
+    node._inputs = (None,) * len(node.inputs)
 
 
 def _let_go_inside(node: ir.Node) -> None:
