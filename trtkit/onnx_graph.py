@@ -232,10 +232,10 @@ class _Writer:
             key = kind.dtype, id(shape)
             stated = self._types.get(key)
             if stated is None:
-                stated = self._types[key] = _type(kind, shape)
+                stated = self._types[key] = type_message(kind, shape)
             info.type.CopyFrom(stated)
         elif kind is not None:
-            info.type.CopyFrom(_type(kind, shape))
+            info.type.CopyFrom(type_message(kind, shape))
         if value.doc_string:
             info.doc_string = value.doc_string
         if value._metadata_props:
@@ -290,7 +290,12 @@ def _is_described(value: ir.Value) -> bool:
     return bool(stated or value.doc_string or value._metadata_props or value._metadata)
 
 
-def _type(kind: ir.TypeProtocol, shape: ir.Shape | None) -> onnx.TypeProto:
+def type_message(kind: ir.TypeProtocol, shape: ir.Shape | None) -> onnx.TypeProto:
+    """What is stated of a value.
+
+    >>> type_message(ir.TensorType(ir.DataType.FLOAT), ir.Shape(["n", 4])).tensor_type.shape.dim[1].dim_value
+    4
+    """
     proto = ir.serde.serialize_type(kind)
     if shape is not None:
         ir.serde.serialize_shape_into(proto, shape)
