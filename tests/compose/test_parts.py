@@ -81,8 +81,8 @@ def test_sizes_that_depend_on_data_stay_outside_until_they_are_known_again() -> 
 def test_nodes_of_a_body_and_constant_outputs() -> None:
     model = parse(
         "float zero = {0}, float[4] w = {1, 2, 3, 4} | s = ReduceSum<keepdims = 0>(x)  c = Greater(s, zero)  "
-        "v = Neg(w)  z = Identity(v)  y = If(c) <then_branch = t () => (float[4, 4] t1) {t1 = Add(x, v)}, else_branch = e () => "
-        "(float[4, 4] e1) {d = Det(x) e1 = Add(x, d)}>",
+        "v = Neg(w)  z = Identity(v)  y = If(c) <then_branch = t () => (float[4, 4] t1) {t1 = Add(x, v)}, "
+        "else_branch = e () => (float[4, 4] e1) {d = Det(x) e1 = Add(x, d)}>",
         "float[4, 4] x",
         "float[4, 4] y, float[4] z",
     )
