@@ -141,7 +141,7 @@ class _Reader:
         )  # fmt: skip
 
     def _attribute(self, proto: onnx.AttributeProto, values: _Values) -> ir.Attr:
-        kind = proto.type
+        kind = int(proto.type)
         if kind == _KIND.TENSOR and not proto.ref_attr_name:  # each its own: tensors are renamed
             return ir.AttrTensor(proto.name, ir.serde.deserialize_tensor(proto.t), proto.doc_string or None)
         if kind == _KIND.GRAPH:
