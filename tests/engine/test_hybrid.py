@@ -18,7 +18,8 @@ def detector() -> Model:
     return parse(
         f"float[5, 3, 3, 3] w = {{{weights}}}, int64[3] flat = {{0, 5, 16}}, int64[2] parts = {{4, 1}}, "
         "int64 most = {5}, float overlap = {0.5}, int64 two = {2}, int64[1] zero = {0}, "
-        "float[4] corner = {0, 0, 1, 1} | c = Conv<strides = [2, 2], pads = [1, 1, 1, 1]>(x, w)  r = Sigmoid(c)  f = Reshape(r, flat)  "
+        "float[4] corner = {0, 0, 1, 1} | c = Conv<strides = [2, 2], pads = [1, 1, 1, 1]>(x, w)  r = Sigmoid(c)  "
+        "f = Reshape(r, flat)  "
         "b, s = Split<axis = 1>(f, parts)  t = Transpose<perm = [0, 2, 1]>(b)  boxes = Add(t, corner)  "
         "k = NonMaxSuppression(boxes, s, most, overlap)  i = Gather<axis = 1>(k, two)  "
         "one = Squeeze(boxes, zero)  y = Gather(one, i)",
