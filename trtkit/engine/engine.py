@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from trtkit.engine.agreement import Agreement
+    from trtkit.engine.pool import Pool
     from trtkit.engine.verify import Verification
 
 
@@ -115,6 +116,20 @@ class Engine:
         Raises:
             EngineError: the engine cannot run there; says why.
         """
+        if self.choose_device(device) == "cpu":
+            return CpuSession(self._needs_model("run on the CPU"), self.manifest["profiles"])
+        from trtkit.engine.gpu import GpuSession
+
+        return GpuSession(self.plan, self.manifest["model"], **options)
+
+    def open_pool(self, workers: int = 4, device: str | None = None, **options: Any) -> Pool:
+        """A `trtkit.engine.pool.Pool`: several threads may run the engine at once; takes its arguments."""
+        from trtkit.engine.pool import Pool
+
+        return Pool(self, workers, device=device, **options)
+
+    def choose_device(self, device: str | None) -> str:
+        """Either "cuda" or "cpu", where `device` may leave it open. Raises EngineError when it cannot run there."""
         if device not in (None, "cuda", "cpu"):
             raise EngineError(f"No device {device!r}: it is 'cuda', 'cpu', or None for whichever can run the engine.")
         if device == "cuda" and not self.runs_here:
@@ -122,11 +137,7 @@ class Engine:
                 f"The engine of {self.manifest['model']!r} cannot run here: {self.why_not_here}. "
                 "open('cpu') runs its graph on the CPU."
             )
-        if device == "cpu" or not self.runs_here:
-            return CpuSession(self._needs_model("run on the CPU"), self.manifest["profiles"])
-        from trtkit.engine.gpu import GpuSession
-
-        return GpuSession(self.plan, self.manifest["model"], **options)
+        return "cuda" if device != "cpu" and self.runs_here else "cpu"
 
     def refit(self, weights: Model | Mapping[str, np.ndarray], *, verify: bool = True) -> Engine:
         """The same engine with other weights, or a stripped one with its weights, without building; see
