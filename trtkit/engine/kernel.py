@@ -87,7 +87,7 @@ class Chain:
         name: for messages.
 
     Raises:
-        EngineError: a stage's input is given with another dtype than it takes, or an engine lacks its model.
+        EngineError: a stage takes another dtype than comes, gives what is there already, or lacks its model.
     """
 
     def __init__(self, stages: Sequence[Stage], name: str = "chain") -> None:
@@ -101,6 +101,9 @@ class Chain:
                     taken[info.name] = info
                 elif there != info.dtype:
                     raise EngineError(f"{self.name!r}: {_name(stage)!r} takes {info}, and what comes is {there}.")
+            for info in _gives(stage):
+                if info.name in made or info.name in taken:
+                    raise EngineError(f"{self.name!r}: {_name(stage)!r} gives {info.name!r}, which is there already.")
             made |= {info.name: info.dtype for info in _gives(stage)}
         self.inputs = tuple(taken.values())
         self.outputs = _gives(self.stages[-1])

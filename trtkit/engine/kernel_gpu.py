@@ -3,102 +3,105 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from trtkit.engine.closing import close_at_exit
+from trtkit.engine.cuda import as_bytes, check, cuda, current, driver
 from trtkit.engine.device import gpu
-from trtkit.engine.gpu import GpuSession, cuda, driver
+from trtkit.engine.gpu import GpuSession
 from trtkit.engine.kernel import Chain, Kernel
 from trtkit.engine.session import Session
-from trtkit.errors import EngineError, MissingError, ModelError
+from trtkit.engine.tensors import check_tensors, on_gpu, torch_dtype
+from trtkit.errors import EngineError
 from trtkit.model import check_inputs
 
 _KEPT = 8  # sets of shapes, with their buffers and graph; the oldest goes first
 
 
 class _Bound(NamedTuple):
-    """Buffers of one set of shapes, and the graph that works on them; None where recording failed."""
+    """The tensors of one set of shapes or addresses, and the graph that works on them; None where there is none."""
 
     tensors: dict[str, Any]
     graph: Any
 
 
 class GpuChain(Session):
-    """See `Chain.open`. Inputs are copied into the chain's own buffers, the GPU's own memory where they are CUDA
-    tensors; the outputs of CUDA tensors are CUDA tensors that the next call overwrites.
+    """See `Chain.open`. CUDA tensors are read where they lie, and the outputs are CUDA tensors that the next call with
+    the same inputs overwrites; NumPy arrays are copied to the GPU and the outputs back.
 
     Raises:
-        MissingError: PyTorch is not installed.
         EngineError: a kernel does not compile; with the compiler's words.
     """
 
     def __init__(self, chain: Chain) -> None:
-        try:
-            import torch  # noqa: F401
-        except ImportError as error:
-            raise MissingError(f"A chain on the GPU keeps its tensors with PyTorch: {error}.") from error
         self.device = str(getattr(gpu(), "name", "cuda"))
         self.name, self.inputs, self.outputs = chain.name, chain.inputs, chain.outputs
-        self.stream = cuda.Stream()
         self._stages: list[tuple[Kernel, Any] | GpuSession] = []
         self._bound: dict[tuple[Any, ...], _Bound] = {}
-        for stage in chain.stages:
-            if isinstance(stage, Kernel):
-                module = cuda.module_from_buffer(_compiled(stage))
-                self._stages.append((stage, module.get_function(stage.name)))
-            else:  # its own graph would be one of many
-                self._stages.append(stage.open("cuda", cuda_graph=False))  # type: ignore[arg-type]
+        with current(), ExitStack() as undo:
+            undo.callback(self.close)  # should the rest fail
+            self.stream = cuda.Stream()
+            for stage in chain.stages:
+                if isinstance(stage, Kernel):
+                    module = cuda.module_from_buffer(_compiled(stage))
+                    self._stages.append((stage, module.get_function(stage.name)))
+                else:  # without graphs of their own: the chain has one for all
+                    self._stages.append(stage.open("cuda", cuda_graph=False))  # type: ignore[arg-type]
+            undo.pop_all()
+        close_at_exit(self)
 
     def run(self, inputs: Mapping[str, Any] | Any) -> dict[str, Any]:
         self._check_open()
         if not isinstance(inputs, Mapping):
             inputs = {self.inputs[0].name: inputs}
-        on_gpu = all(hasattr(value, "data_ptr") for value in inputs.values())
-        given = dict(inputs) if on_gpu else check_inputs(self.inputs, inputs, self.name)
-        missing = [info.name for info in self.inputs if info.name not in given]
-        if missing:
-            raise ModelError(f"{self.name!r} needs input {missing[0]!r}.")
-        key = tuple((name, tuple(given[name].shape)) for name in sorted(given))
-        bound = self._bound.get(key) or self._bind(key, given)
-        for info in self.inputs:
-            self._upload(bound.tensors[info.name], given[info.name], on_gpu)
-        if bound.graph is None:
-            self._launch(bound.tensors)
-        else:
-            _check(driver.cuGraphLaunch(bound.graph, self.stream.handle))
-        outputs = {info.name: bound.tensors[info.name] for info in self.outputs}
-        return outputs if on_gpu else self._download(outputs)
+        if any(map(on_gpu, inputs.values())):
+            return self._run_tensors(dict(inputs))
+        arrays = check_inputs(self.inputs, inputs, self.name)
+        with current():
+            key = tuple(array.shape for array in arrays.values())
+            bound = self._bound.get(key)
+            if bound is None:
+                bound = self._bind(key, {name: _empty(array.shape, array.dtype) for name, array in arrays.items()})
+            for name, array in arrays.items():
+                cuda.memcpy_htod_async(bound.tensors[name].data_ptr(), as_bytes(array), self.stream)
+            self._start(bound)
+            return self._download(bound.tensors)
 
-    # Memory
+    def _run_tensors(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        key = tuple((name, tensor.data_ptr(), tuple(tensor.shape)) for name, tensor in tensors.items())
+        bound = self._bound.get(key)
+        with current():
+            if bound is None:
+                check_tensors(self.inputs, tensors, self.name)
+                bound = self._bind(key, tensors)
+            self._start(bound)
+        return {info.name: bound.tensors[info.name] for info in self.outputs}
 
-    def _upload(self, tensor: Any, given: Any, on_gpu: bool) -> None:
-        if on_gpu:
-            size = tensor.numel() * tensor.element_size()
-            cuda.memcpy_dtod_async(tensor.data_ptr(), given.data_ptr(), size, self.stream)
-        else:
-            cuda.memcpy_htod_async(tensor.data_ptr(), _bytes(given), self.stream)
-
-    def _download(self, outputs: dict[str, Any]) -> dict[str, np.ndarray]:
-        arrays = {}
-        for info in self.outputs:
-            tensor = outputs[info.name]
-            arrays[info.name] = np.empty(tuple(tensor.shape), info.dtype)
-            cuda.memcpy_dtoh_async(_bytes(arrays[info.name]), tensor.data_ptr(), self.stream)
+    def _download(self, tensors: dict[str, Any]) -> dict[str, np.ndarray]:
+        arrays = {info.name: np.empty(tuple(tensors[info.name].shape), info.dtype) for info in self.outputs}
+        for name, array in arrays.items():
+            cuda.memcpy_dtoh_async(as_bytes(array), tensors[name].data_ptr(), self.stream)
         self.stream.synchronize()
         return arrays
 
     def _bind(self, key: tuple[Any, ...], given: Mapping[str, Any]) -> _Bound:
-        """Buffers for these shapes, one plain run, which binds all stages, and the same recorded as a graph."""
+        """One plain run, which makes the tensors between the stages, and the same recorded as a graph."""
         while len(self._bound) >= _KEPT:
             self._free(self._bound.pop(next(iter(self._bound))))
-        tensors = {info.name: _empty(tuple(given[info.name].shape), info.dtype) for info in self.inputs}
+        tensors = dict(given)
         self._launch(tensors)
         self.stream.synchronize()
         bound = self._bound[key] = _Bound(tensors, self._recorded(tensors))
         return bound
 
-    # Running
+    def _start(self, bound: _Bound) -> None:
+        if bound.graph is None:
+            self._launch(bound.tensors)
+        else:
+            check(driver.cuGraphLaunch(bound.graph, self.stream.handle))
 
     def _launch(self, tensors: dict[str, Any]) -> None:
         """Every stage in turn; the first time, what it gives is added to `tensors`."""
@@ -107,9 +110,9 @@ class GpuChain(Session):
                 names = [info.name for info in stage.inputs]
                 tensors |= stage.run({name: tensors[name] for name in names}, stream=self.stream.handle)
             else:
-                self._start(*stage, tensors)
+                self._start_kernel(*stage, tensors)
 
-    def _start(self, kernel: Kernel, function: Any, tensors: dict[str, Any]) -> None:
+    def _start_kernel(self, kernel: Kernel, function: Any, tensors: dict[str, Any]) -> None:
         given = [tensors[info.name] for info in kernel.inputs]
         shapes = [tuple(tensor.shape) for tensor in given]
         if kernel.output not in tensors:
@@ -122,15 +125,15 @@ class GpuChain(Session):
 
     def _recorded(self, tensors: dict[str, Any]) -> Any:
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        _check(driver.cuStreamBeginCapture(self.stream.handle, mode))
+        check(driver.cuStreamBeginCapture(self.stream.handle, mode))
         try:
             self._launch(tensors)
         finally:
             status, graph = driver.cuStreamEndCapture(self.stream.handle)
         if int(status) != 0:
             return None  # a stage talks to the host: run stage by stage
-        found = _check(driver.cuGraphInstantiate(graph, 0))
-        _check(driver.cuGraphDestroy(graph))
+        found = check(driver.cuGraphInstantiate(graph, 0))
+        check(driver.cuGraphDestroy(graph))
         return found
 
     @property
@@ -141,19 +144,20 @@ class GpuChain(Session):
     def _free(self, bound: _Bound) -> None:
         self.stream.synchronize()
         if bound.graph is not None:
-            _check(driver.cuGraphExecDestroy(bound.graph))
+            check(driver.cuGraphExecDestroy(bound.graph))
 
     def close(self) -> None:
         if self._closed:
             return
-        for bound in self._bound.values():
-            self._free(bound)
-        self._bound.clear()
-        for stage in self._stages:
-            if isinstance(stage, GpuSession):
-                stage.close()
-        self._stages.clear()
         super().close()
+        with current(), ExitStack() as steps:  # the last one is done first, and all of them even if one fails
+            for stage in self._stages:
+                if isinstance(stage, GpuSession):
+                    steps.callback(stage.close)
+            for bound in self._bound.values():
+                steps.callback(self._free, bound)
+        self._stages.clear()
+        self._bound.clear()
 
 
 def _compiled(kernel: Kernel) -> bytes:
@@ -180,16 +184,4 @@ def _compiled(kernel: Kernel) -> bytes:
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> Any:
     import torch
 
-    return torch.empty(shape, dtype=getattr(torch, dtype.name), device="cuda")
-
-
-def _bytes(array: np.ndarray) -> np.ndarray:
-    return array.reshape(-1).view(np.uint8)
-
-
-def _check(result: tuple[Any, ...]) -> Any:
-    """The value of a CUDA driver call, or EngineError with the driver's name for what went wrong."""
-    status, *values = result
-    if int(status) != 0:
-        raise EngineError(f"CUDA: {status.name}")
-    return values[0] if values else None
+    return torch.empty(tuple(shape), dtype=torch_dtype(np.dtype(dtype)), device="cuda")
