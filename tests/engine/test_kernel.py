@@ -29,10 +29,10 @@ def plus_one(takes: str, gives: str, **changes: Any) -> Kernel:
 @pytest.fixture
 def doubler() -> Engine:
     """What the pretended GPU's engine computes, with the graph that says so."""
-    model = parse("y = Add(x, x)")
-    return Engine(
-        b"plan", {"model": "g", "precision": "fp32", "profiles": [{"x": [[1, 4], [2, 4], [32, 4]]}]}, [], model
-    )
+    profile = {"x": [[1, 4], [2, 4], [32, 4]]}
+    built = {"tensorrt": "TensorRT-RTX", "version": "9.9", "compute_capabilities": []}
+    manifest = {"model": "g", "precision": "fp32", "profiles": [profile], **built}
+    return Engine(b"plan", manifest, [], parse("y = Add(x, x)"))
 
 
 # What must fit

@@ -59,6 +59,7 @@ def profile(engine: Engine, inputs: Inputs, machine: Machine | None = None, *, p
         kernels = trace(call)
         facts = {"batch": shape[0], "kernels": len(kernels), **(_power(call) if power else {})}
     facts["busy_us"] = round(sum(kernel.duration for kernel in kernels), 2)
+    facts["samples"] = latency.count
     facts["p10_us"], facts["p90_us"] = round(1e3 * latency.p10_ms, 2), round(1e3 * latency.p90_ms, 2)
     return Profile(
         f"{engine.manifest['model']}, {engine.manifest['precision']}, {name} {shape}",

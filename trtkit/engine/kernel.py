@@ -137,8 +137,25 @@ class Chain:
                 raise
         return session
 
+    def _random(self) -> dict[str, np.ndarray]:
+        """Random inputs, changeable dimensions as small as the engines take them."""
+        sizes: dict[str, int] = {}
+        for stage in self.stages:
+            if isinstance(stage, Engine):
+                profile = stage.manifest["profiles"][0]
+                for info in _takes(stage):
+                    known = zip(info.shape, profile.get(info.name, [info.shape])[0], strict=True)
+                    sizes |= {dim: size for dim, size in known if isinstance(dim, str)}
+        rng = np.random.default_rng(0)
+        return {
+            info.name: rng.standard_normal([d if isinstance(d, int) else sizes.get(d, 2) for d in info.shape]).astype(
+                info.dtype
+            )
+            for info in self.inputs
+        }
+
     def _verify(self, session: Session, data: Iterable[Any] | None) -> None:
-        samples = [check_inputs(self.inputs, one, self.name) for one in data] if data else [_random(self.inputs)]
+        samples = [check_inputs(self.inputs, one, self.name) for one in data] if data else [self._random()]
         tolerance = max(
             ENGINE_TOLERANCE[s.manifest["precision"]] if isinstance(s, Engine) else ENGINE_TOLERANCE["fp32"]
             for s in self.stages
@@ -173,15 +190,6 @@ def _model_of(engine: Engine) -> Any:
 
 def _name(stage: Stage) -> str:
     return stage.name if isinstance(stage, Kernel) else str(stage.manifest["model"])
-
-
-def _random(inputs: tuple[TensorInfo, ...]) -> dict[str, np.ndarray]:
-    """Random inputs, every changeable dimension 2."""
-    rng = np.random.default_rng(0)
-    return {
-        info.name: rng.standard_normal([d if isinstance(d, int) else 2 for d in info.shape]).astype(info.dtype)
-        for info in inputs
-    }
 
 
 class _CpuChain(Session):

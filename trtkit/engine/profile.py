@@ -79,7 +79,7 @@ def layer_costs(engine: Engine, batch: int = 1, dims: Mapping[str, int] | None =
     nodes = {node.name: node for node in cost(model, batch, dims).nodes}
     groups = _groups(model, layers)
     return tuple(
-        _cost(layer, groups.get(place), nodes, tensors) for place, layer in enumerate(layers) if layer.launches
+        _cost(layer, groups.get(place), nodes, tensors, batch) for place, layer in enumerate(layers) if layer.launches
     )
 
 
@@ -96,7 +96,7 @@ def _groups(model: Model, layers: list[Layer]) -> dict[int, Group]:
 
 def _cost(layer: Layer, group: Group | None, nodes: Mapping[str, NodeCost], tensors: Mapping[str, Tensor]) -> LayerCost:
     if group is None:  # one of TensorRT's own: it computes nothing that the graph asks for
-        moved = sum(map(_size_bytes, (*layer.inputs, *layer.outputs)))
+        moved = sum(_size_bytes(tensor, batch) for tensor in (*layer.inputs, *layer.outputs))
         return LayerCost(layer.name, layer.kind, layer.ops, (), (), 0, moved, 0)
     parts = [nodes[name] for name in group.nodes if name in nodes]
     ends = sum(tensors[name].size_bytes for name in (*group.inputs, *group.outputs) if name in tensors)
@@ -113,8 +113,10 @@ def _cost(layer: Layer, group: Group | None, nodes: Mapping[str, NodeCost], tens
     )
 
 
-def _size_bytes(tensor: LayerTensor) -> int:
-    return math.prod(tensor.shape) * _SIZES.get(tensor.dtype, 4) if all(d >= 0 for d in tensor.shape) else 0
+def _size_bytes(tensor: LayerTensor, batch: int) -> int:
+    """What it takes in memory; a dimension that may change is the batch where it is the first, and else not counted."""
+    first, *others = tensor.shape or (1,)
+    return max(first, batch if first < 0 else 1) * math.prod(max(d, 1) for d in others) * _SIZES.get(tensor.dtype, 4)
 
 
 def _tiles(group: Group, tensors: Mapping[str, Tensor]) -> int:
