@@ -9,6 +9,7 @@ Source: Dai et al., "Deformable Convolutional Networks", ICCV 2017, section 2.1;
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -149,13 +150,13 @@ def _model(
     name: str,
     nodes: list[onnx.NodeProto],
     weights: dict[str, np.ndarray],
-    inputs: dict[str, tuple[int, ...]],
-    outputs: dict[str, tuple[int, ...]],
+    inputs: Mapping[str, tuple[int, ...]],
+    outputs: Mapping[str, tuple[int, ...]],
 ) -> Model:
-    infos = [
+    takes, gives = (
         [helper.make_tensor_value_info(tensor, TensorProto.FLOAT, ["n", *shape]) for tensor, shape in side.items()]
         for side in (inputs, outputs)
-    ]
+    )
     constants = [numpy_helper.from_array(array, tensor) for tensor, array in weights.items()]
-    graph = helper.make_graph(nodes, name, *infos, constants)
+    graph = helper.make_graph(nodes, name, takes, gives, constants)
     return load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10))

@@ -94,7 +94,9 @@ def _groups(model: Model, layers: list[Layer]) -> dict[int, Group]:
     return {group.id: group for group in groups_of(marked)}
 
 
-def _cost(layer: Layer, group: Group | None, nodes: Mapping[str, NodeCost], tensors: Mapping[str, Tensor]) -> LayerCost:
+def _cost(
+    layer: Layer, group: Group | None, nodes: Mapping[str, NodeCost], tensors: Mapping[str, Tensor], batch: int
+) -> LayerCost:
     if group is None:  # one of TensorRT's own: it computes nothing that the graph asks for
         moved = sum(_size_bytes(tensor, batch) for tensor in (*layer.inputs, *layer.outputs))
         return LayerCost(layer.name, layer.kind, layer.ops, (), (), 0, moved, 0)
