@@ -56,7 +56,7 @@ def test_without_its_model() -> None:
 
 def layer(ops: str, kind: str = "", flops: int = 0, moved: int = 1000, tiles: int = 0) -> LayerCost:
     return LayerCost(
-        f"{ops}_layer", kind or ("gemm" if ops == "gemm" else "kgen"), ops, (ops,), (ops,), flops, moved, tiles
+        f"{ops}_layer", kind or ("gemm" if ops == "gemm" else "kgen"), ops, (ops,), (ops,), flops, moved, tiles, ""
     )
 
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import onnx_ir as ir
+
 from trtkit.engine.engine import Engine
 from trtkit.engine.fusion import fusion_map
 from trtkit.engine.layers import Layer, LayerTensor
@@ -44,6 +46,7 @@ class LayerCost(NamedTuple):
     flops: int
     bytes: int
     tiles: int
+    module: str  # where it stands in the network that was exported, "layer1.0.conv2"; "" where that is not known
 
     @property
     def label(self) -> str:
@@ -75,12 +78,39 @@ def layer_costs(engine: Engine, batch: int = 1, dims: Mapping[str, int] | None =
         )
     model = engine.model
     layers = [layer for layer in engine.layers if layer.profile == 0]
+    modules = {node.name or "": module_of(node) for node in model.ir.graph}
     tensors = concrete_tensors(model, batch, dims)
     nodes = {node.name: node for node in cost(model, batch, dims).nodes}
     groups = _groups(model, layers)
-    return tuple(
+    costs = [
         _cost(layer, groups.get(place), nodes, tensors, batch) for place, layer in enumerate(layers) if layer.launches
-    )
+    ]
+    return _placed(costs, modules)
+
+
+def _placed(costs: list[LayerCost], modules: Mapping[str, str]) -> tuple[LayerCost, ...]:
+    """The layers with their modules; where a pass or TensorRT made one, it stands with the layer after it."""
+    placed: list[LayerCost] = []
+    for layer in reversed(costs):
+        known = [modules[name] for name in layer.nodes if modules.get(name)]
+        after = placed[-1].module.rpartition(".")[0] if placed else ""
+        placed.append(layer._replace(module=known[0] if known else after))
+    return tuple(reversed(placed))
+
+
+def module_of(node: ir.Node) -> str:
+    """The module that a node came from, as PyTorch's exporters write it: dotted, "" where none is known."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+    if scopes.startswith("["):  # "['', 'layer1', 'layer1.0', 'conv2d_2']": the last one is the operator
+        return scopes.strip("[]").replace("'", "").split(", ")[-2:][0]
+    parts = [part for part in (node.name or "").split("/") if part]
+    if not (node.name or "").startswith("/"):
+        return ""
+    inside = parts[:-1]  # "/layer1/layer1.0/conv2/Conv": a part may repeat those before it
+    dotted = ""
+    for part in inside:
+        dotted = part if dotted and part.startswith(f"{dotted}.") else f"{dotted}.{part}".strip(".")
+    return dotted
 
 
 def _groups(model: Model, layers: list[Layer]) -> dict[int, Group]:
@@ -99,7 +129,7 @@ def _cost(
 ) -> LayerCost:
     if group is None:  # one of TensorRT's own: it computes nothing that the graph asks for
         moved = sum(_size_bytes(tensor, batch) for tensor in (*layer.inputs, *layer.outputs))
-        return LayerCost(layer.name, layer.kind, layer.ops, (), (), 0, moved, 0)
+        return LayerCost(layer.name, layer.kind, layer.ops, (), (), 0, moved, 0, "")
     parts = [nodes[name] for name in group.nodes if name in nodes]
     ends = sum(tensors[name].size_bytes for name in (*group.inputs, *group.outputs) if name in tensors)
     apart = sum((part.bytes_read or 0) + (part.bytes_written or 0) for part in parts)
@@ -112,6 +142,7 @@ def _cost(
         sum(part.flops or 0 for part in parts),
         min(ends, apart),  # a Gather reads a part of its table
         _tiles(group, tensors),
+        "",
     )
 
 
@@ -271,9 +302,13 @@ class Profile:
 
 
 def _layer_time(row: Sequence[Any]) -> LayerTime:
-    name, kind, ops, nodes, op_types, flops, moved, tiles, us, busy, kernels, bound = row
+    name, kind, ops, nodes, op_types, flops, moved, tiles, module, us, busy, kernels, bound = row
     return LayerTime(
-        LayerCost(name, kind, ops, tuple(nodes), tuple(op_types), flops, moved, tiles), us, busy, tuple(kernels), bound
+        LayerCost(name, kind, ops, tuple(nodes), tuple(op_types), flops, moved, tiles, module),
+        us,
+        busy,
+        tuple(kernels),
+        bound,
     )
 
 
