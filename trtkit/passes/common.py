@@ -13,7 +13,7 @@ import onnx_ir as ir
 from trtkit.graph.shapes import WITH_BODY, bodies, graphs_of
 from trtkit.model import Model
 from trtkit.passes.index import Index
-from trtkit.passes.inference import frozen_shape, infer_node, infer_shapes
+from trtkit.passes.inference import Answers, frozen_shape, infer_node, infer_shapes
 
 __all__ = [
     "Dims", "Learner", "Names", "Rewrite", "array", "bodies", "constant", "dims", "drop_unused", "graphs_of",
@@ -86,6 +86,7 @@ class Learner(Rewrite):
     def _begin(self, model: ir.Model) -> None:
         super()._begin(model)
         self._told: set[ir.Node] = set()
+        self._answers: Answers = {}
 
     def tell(self, nodes: Iterable[ir.Node]) -> None:
         """These come later in the walk than the node that is being rewritten."""
@@ -96,7 +97,11 @@ class Learner(Rewrite):
         for node in index.of(()):
             if (not ops or node.op_type in ops) and (what := rewrite(node)):
                 self.done[what] += 1
-            elif node in told and all(v.type is not None for v in node.outputs) and infer_node(node, self.opset):
+            elif (
+                node in told
+                and all(v.type is not None for v in node.outputs)
+                and infer_node(node, self.opset, self._answers)
+            ):
                 self.tell(reader for value in node.outputs for reader, _ in value.uses())
 
 
@@ -155,15 +160,17 @@ def remove(nodes: ir.Node | Iterable[ir.Node]) -> None:
     """Take nodes that nobody reads any more out of their graph."""
     for node in tuple(nodes) if isinstance(nodes, Iterable) else (nodes,):
         assert node.graph is not None
-        _let_go_inside(node)
+        let_go(node)
         node.graph.remove(node, safe=True)
 
 
 def let_go(node: ir.Node) -> None:
     """Take a node, about to be removed, off its inputs, and the nodes in its bodies off what they read outside."""
     _let_go_inside(node)
-    for place in range(len(node.inputs)):
-        node.replace_input_with(place, None)
+    for place, value in enumerate(node.inputs):
+        if value is not None:
+            value._remove_usage(node, place)
+    node._inputs = ()  # at once: replace_input_with makes a new tuple of inputs for each of them
 
 
 def _let_go_inside(node: ir.Node) -> None:
