@@ -141,14 +141,14 @@ class _Reader:
         )  # fmt: skip
 
     def _attribute(self, proto: onnx.AttributeProto, values: _Values) -> ir.Attr:
-        kind = proto.type
-        if kind == onnx.AttributeProto.TENSOR and not proto.ref_attr_name:  # each its own: tensors are renamed
+        kind = int(proto.type)
+        if kind == _KIND.TENSOR and not proto.ref_attr_name:  # each its own: tensors are renamed
             return ir.AttrTensor(proto.name, ir.serde.deserialize_tensor(proto.t), proto.doc_string or None)
-        if kind == onnx.AttributeProto.GRAPH:
+        if kind == _KIND.GRAPH:
             if proto.ref_attr_name:
                 raise _Rare
             return ir.AttrGraph(proto.name, self.graph(proto.g, values), doc_string=proto.doc_string or None)
-        if kind in (onnx.AttributeProto.GRAPHS, onnx.AttributeProto.TENSORS):
+        if kind in (_KIND.GRAPHS, _KIND.TENSORS):
             raise _Rare
         text = proto.SerializeToString()
         known = self._attributes.get(text)

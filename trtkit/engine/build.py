@@ -16,11 +16,12 @@ from typing import Any, TypeAlias
 
 import trtkit
 from trtkit.engine import layers as layer_list
+from trtkit.engine.device import gpu
 from trtkit.engine.engine import Engine
 from trtkit.engine.shapes import Shapes, profiles_for
 from trtkit.engine.trt import require
 from trtkit.engine.verify import verify_engine
-from trtkit.errors import BuildError
+from trtkit.errors import BuildError, MissingError
 from trtkit.model import Model, save
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -37,6 +38,8 @@ def build(
     workspace_bytes: int | None = None,
     tf32: bool = True,
     compute_capabilities: Sequence[tuple[int, int]] = (),
+    refittable: bool = False,
+    strip: bool = False,
     isolate: bool = True,
     timeout_s: float = 1800,
 ) -> Engine:
@@ -54,13 +57,16 @@ def build(
         workspace_bytes: scratch memory that a kernel may use.
         tf32: let FP32 matrix products round their factors to TF32's 10 bits, as tensor cores need.
         compute_capabilities: GPUs to build for, e.g. [(8, 9), (12, 0)] (TensorRT-RTX; by default all that it serves).
+        refittable: let `Engine.refit` give it other weights later; its kernels may be a little slower for it.
+        strip: leave the weights out of the plan, which is small then; `Engine.refit(model)` puts them back. Without
+            `refittable` only these very weights.
         isolate: build in a child process, which an abort inside TensorRT cannot outlive while this one does.
         timeout_s: seconds after which a build in a child process is given up.
 
     Raises:
         BuildError: TensorRT refused; carries its own words and the ONNX node.
         VerificationError: the outputs are further from the reference than the tolerance.
-        MissingError: no TensorRT is installed.
+        MissingError: no TensorRT is installed, or no GPU is here for `refittable` or `strip`.
 
     >>> import onnx
     >>> text = '<ir_version: 10, opset_import: ["": 20]> g (float[n, 4] x) => (float[n, 4] y) {y = Relu(x)}'
@@ -68,12 +74,19 @@ def build(
     >>> [layer.onnx_nodes for layer in engine.layers if layer.onnx_nodes]
     [('Relu_0',)]
     """
-    library = require()
+    library, card = require(), gpu()
+    if (refittable or strip) and card is None:
+        raise MissingError(
+            f"{library} builds engines that are refittable or stripped of their weights only where a GPU is, and here "
+            "is none. Leave `refittable` and `strip` out, or build on the machine with the GPU."
+        )
     request: dict[str, Any] = {
         "profiles": profiles_for(model, shapes),
         "workspace_bytes": workspace_bytes,
         "tf32": tf32,
         "compute_capabilities": [list(c) for c in compute_capabilities],
+        "refittable": refittable,
+        "stripped": strip,
     }
     with tempfile.TemporaryDirectory(prefix="trtkit-build-") as name:
         folder = Path(name)
@@ -93,6 +106,9 @@ def build(
         "profiles": request["profiles"],
         "tf32": tf32,
         "compute_capabilities": request["compute_capabilities"],
+        "built_on": list(card.compute_capability) if card else None,
+        "refittable": refittable,
+        "stripped": strip,
         "build_seconds": result["seconds"],
         "network_layers": result["network_layers"],
         "layers_from": result["layers_from"],
@@ -100,7 +116,8 @@ def build(
     }
     engine = Engine(plan, manifest, _read_layers(result), model)
     if verify:
-        engine.verification = verify_engine(engine, data, tolerance)
+        whole = engine.refit(model, verify=False) if strip else engine  # what has no weights cannot be run
+        engine.verification = verify_engine(whole, data, tolerance)
     return engine
 
 
@@ -119,7 +136,7 @@ def _in_child(folder: Path, request: dict[str, Any], progress: Progress | None, 
     command = [sys.executable, "-m", "trtkit.engine.child", str(folder)]
     with (
         (folder / "stderr").open("w+") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_child_environment()) as child,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=child_environment()) as child,
     ):
         timer = threading.Timer(timeout_s, child.kill)
         timer.start()
@@ -141,7 +158,8 @@ def _in_child(folder: Path, request: dict[str, Any], progress: Progress | None, 
     return None, {"errors": [_how_it_ended(code, timeout_s), *last_words], "stage": "crash"}
 
 
-def _child_environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
+    """The variables for a child process that has to find this trtkit."""
     root = str(Path(trtkit.__file__).resolve().parents[1])  # the child must find this trtkit, installed or not
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}
@@ -179,4 +197,3 @@ def _read_layers(result: Mapping[str, Any]) -> list[layer_list.Layer]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trtkit.engine.cache import TimingCache
 from trtkit.engine.device import gpu
 from trtkit.engine.trt import require, trt
 
@@ -102,15 +103,19 @@ def build_plan(onnx_file: str, request: dict[str, Any], report: Progress) -> tup
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
     if not request.get("tf32", True):
         config.clear_flag(trt.BuilderFlag.TF32)
+    _set_refitting(config, bool(request.get("refittable")), bool(request.get("stripped")))
     unknown = _set_targets(config, request.get("compute_capabilities") or [])
     if unknown:
         return None, {"errors": [unknown], "stage": "target"}
     for number, profile in enumerate(request["profiles"]):
         if not _add_profile(builder, config, profile):
             return None, {"errors": [f"profile {number} is impossible: {profile}", *logger.errors], "stage": "profile"}
+    timings = TimingCache.open(config)
     start = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - start
+    if timings is not None:
+        timings.save()
     if monitor.failure is not None:
         raise monitor.failure
     if plan is None:
@@ -131,6 +136,16 @@ def _parser_errors(parser: trt.OnnxParser) -> list[str]:
         node = f"node {error.node_name()!r} ({error.node_operator()}): " if error.node_operator() else ""
         described.append(f"{node}{error.desc()}")
     return described
+
+
+def _set_refitting(config: trt.IBuilderConfig, refittable: bool, stripped: bool) -> None:
+    """Weights that can be changed, or are left out. Stripped alone means: to be refitted with the same ones again."""
+    if refittable:
+        config.set_flag(trt.BuilderFlag.REFIT)
+    if stripped:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        if not refittable:
+            config.set_flag(getattr(trt.BuilderFlag, "REFIT_IDENTICAL", trt.BuilderFlag.REFIT))
 
 
 def _set_targets(config: Any, capabilities: list[list[int]]) -> str:

@@ -97,12 +97,11 @@ class Learner(Rewrite):
         for node in index.of(()):
             if (not ops or node.op_type in ops) and (what := rewrite(node)):
                 self.done[what] += 1
-            elif (
-                node in told
-                and all(v.type is not None for v in node.outputs)
-                and infer_node(node, self.opset, self._answers)
-            ):
+            elif node in told and all(v.type is not None for v in node.outputs) and self._infer(node):
                 self.tell(reader for value in node.outputs for reader, _ in value.uses())
+
+    def _infer(self, node: ir.Node) -> bool:
+        return infer_node(node, self.opset, self._answers)
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
@@ -160,17 +159,22 @@ def remove(nodes: ir.Node | Iterable[ir.Node]) -> None:
     """Take nodes that nobody reads any more out of their graph."""
     for node in tuple(nodes) if isinstance(nodes, Iterable) else (nodes,):
         assert node.graph is not None
+        if any(map(is_used, node.outputs)):
+            raise ValueError(f"{node.name!r} is still read: nothing may be removed that somebody needs.")
         let_go(node)
-        node.graph.remove(node, safe=True)
+        node.graph.remove(node)
 
 
 def let_go(node: ir.Node) -> None:
-    """Take a node, about to be removed, off its inputs, and the nodes in its bodies off what they read outside."""
+    """Take a node, about to be removed, off its inputs, and the nodes in its bodies off what they read outside.
+
+    `replace_input_with` would make a new tuple of all inputs for each of them.
+    """
     _let_go_inside(node)
     for place, value in enumerate(node.inputs):
         if value is not None:
             value._remove_usage(node, place)
-    node._inputs = ()  # at once: replace_input_with makes a new tuple of inputs for each of them
+    node._inputs = (None,) * len(node.inputs)
 
 
 def _let_go_inside(node: ir.Node) -> None:
