@@ -70,7 +70,8 @@ def ensemble_config(name: str, steps: Sequence[Step]) -> str:
         )
     taken: dict[str, Tensor] = {}  # what the ensemble takes itself
     made: dict[str, tuple[str, Tensor]] = {}  # by the name of a step's output: the ensemble's name for it
-    lines, last = [], ()
+    last: tuple[Tensor, ...] = ()
+    lines = []
     for place, (model, _, inputs, outputs) in enumerate(steps):
         feeds = {tensor.name: _source(model, tensor, inputs, made, last, taken) for tensor in inputs}
         final = place == len(steps) - 1
@@ -81,7 +82,7 @@ def ensemble_config(name: str, steps: Sequence[Step]) -> str:
                 raise ModelError(f"The ensemble {name!r} would both take and give {own!r}; call one of them otherwise.")
             results[tensor.name] = own
             made[tensor.name] = (own, tensor)
-        last = tuple(outputs)
+        last = outputs
         lines.append(f"  {{ model_name: {json.dumps(model)} model_version: -1 {_maps(feeds, results)} }}")
     return "\n".join(
         [

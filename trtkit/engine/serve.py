@@ -31,7 +31,7 @@ class Batching(NamedTuple):
 class Instances(NamedTuple):
     """How many copies of each model run side by side, and where."""
 
-    count: int = 1
+    copies: int = 1
     kind: str = "KIND_AUTO"  # or "KIND_GPU", "KIND_CPU"
     gpus: tuple[int, ...] = ()
 
@@ -201,14 +201,14 @@ def _batching(entry: _Entry, batching: Batching) -> str:
 
 
 def _instances(entry: _Entry, instances: Instances) -> str:
-    if instances.count < 1 or instances.kind not in _KINDS or (instances.gpus and instances.kind == "KIND_CPU"):
-        raise ModelError(f"{instances} is no instance group: a count of 1 or more, and a kind of {', '.join(_KINDS)}.")
+    if instances.copies < 1 or instances.kind not in _KINDS or (instances.gpus and instances.kind == "KIND_CPU"):
+        raise ModelError(f"{instances} is no instance group: 1 copy or more, and a kind of {', '.join(_KINDS)}.")
     if entry.as_plan and instances.kind == "KIND_CPU":
         raise ModelError(f"{entry.name!r} is a TensorRT engine, which no CPU runs; give its Model instead.")
     gpus = f" gpus: [ {', '.join(map(str, instances.gpus))} ]" if instances.gpus else ""
     many = _profiles(entry)
     profiles = f" profile: [ {', '.join(json.dumps(str(number)) for number in range(many))} ]" if many > 1 else ""
-    return f"instance_group [ {{ count: {instances.count} kind: {instances.kind}{gpus}{profiles} }} ]"
+    return f"instance_group [ {{ count: {instances.copies} kind: {instances.kind}{gpus}{profiles} }} ]"
 
 
 def _label_files(entry: _Entry, labels: Labels) -> list[tuple[str, str, Sequence[str]]]:
@@ -263,4 +263,4 @@ def _write_one(place: Path, config: str, entry: _Entry | None, labels: Labels) -
     if entry.as_plan:
         (place / "1" / "model.plan").write_bytes(what.plan)
     else:
-        save(what.model if isinstance(what, Engine) else what, place / "1" / "model.onnx")
+        save(getattr(what, "model", what), place / "1" / "model.onnx")
