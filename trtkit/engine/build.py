@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import trtkit
 from trtkit.engine import layers as layer_list
@@ -37,7 +37,7 @@ def build(
     progress: Progress | None = None,
     workspace_bytes: int | None = None,
     tf32: bool = True,
-    compute_capabilities: Sequence[tuple[int, int]] = (),
+    compute_capabilities: Sequence[tuple[int, int]] | Literal["current"] = (),
     refittable: bool = False,
     strip: bool = False,
     isolate: bool = True,
@@ -56,7 +56,8 @@ def build(
         progress: called as progress(phase, step, steps) with the phases of TensorRT's builder.
         workspace_bytes: scratch memory that a kernel may use.
         tf32: let FP32 matrix products round their factors to TF32's 10 bits, as tensor cores need.
-        compute_capabilities: GPUs to build for, e.g. [(8, 9), (12, 0)] (TensorRT-RTX; by default all that it serves).
+        compute_capabilities: GPUs to build for, e.g. [(8, 9), (12, 0)], or "current" for the one that is here
+            (TensorRT-RTX; by default all that it serves).
         refittable: let `Engine.refit` give it other weights later; its kernels may be a little slower for it.
         strip: leave the weights out of the plan, which is small then; `Engine.refit(model)` puts them back. Without
             `refittable` only these very weights.
@@ -75,16 +76,17 @@ def build(
     [('Relu_0',)]
     """
     library, card = require(), gpu()
-    if (refittable or strip) and card is None:
+    current = "current" if compute_capabilities == "current" else None
+    if (refittable or strip or current) and card is None:
         raise MissingError(
-            f"{library} builds engines that are refittable or stripped of their weights only where a GPU is, and here "
-            "is none. Leave `refittable` and `strip` out, or build on the machine with the GPU."
+            f"{library} builds engines that are refittable, stripped of their weights or for the current GPU only "
+            "where a GPU is, and here is none. Leave that out, or build on the machine with the GPU."
         )
     request: dict[str, Any] = {
         "profiles": profiles_for(model, shapes),
         "workspace_bytes": workspace_bytes,
         "tf32": tf32,
-        "compute_capabilities": [list(c) for c in compute_capabilities],
+        "compute_capabilities": current or [list(c) for c in compute_capabilities],
         "refittable": refittable,
         "stripped": strip,
     }
@@ -105,7 +107,9 @@ def build(
         "precision": model.precision,
         "profiles": request["profiles"],
         "tf32": tf32,
-        "compute_capabilities": request["compute_capabilities"],
+        "compute_capabilities": [list(card.compute_capability)]
+        if current and card
+        else request["compute_capabilities"],
         "built_on": list(card.compute_capability) if card else None,
         "refittable": refittable,
         "stripped": strip,
@@ -136,7 +140,7 @@ def _in_child(folder: Path, request: dict[str, Any], progress: Progress | None, 
     command = [sys.executable, "-m", "trtkit.engine.child", str(folder)]
     with (
         (folder / "stderr").open("w+") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_child_environment()) as child,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=child_environment()) as child,
     ):
         timer = threading.Timer(timeout_s, child.kill)
         timer.start()
@@ -158,7 +162,8 @@ def _in_child(folder: Path, request: dict[str, Any], progress: Progress | None, 
     return None, {"errors": [_how_it_ended(code, timeout_s), *last_words], "stage": "crash"}
 
 
-def _child_environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
+    """The variables for a child process that has to find this trtkit."""
     root = str(Path(trtkit.__file__).resolve().parents[1])  # the child must find this trtkit, installed or not
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}

@@ -148,8 +148,8 @@ def _set_refitting(config: trt.IBuilderConfig, refittable: bool, stripped: bool)
             config.set_flag(getattr(trt.BuilderFlag, "REFIT_IDENTICAL", trt.BuilderFlag.REFIT))
 
 
-def _set_targets(config: Any, capabilities: list[list[int]]) -> str:
-    """Name the GPUs to build for, e.g. [[8, 9], [12, 0]]; returns what is wrong with them, if anything.
+def _set_targets(config: Any, capabilities: list[list[int]] | str) -> str:
+    """Name the GPUs to build for, e.g. [[8, 9], [12, 0]], or "current"; returns what is wrong with them, if anything.
 
     TensorRT-RTX only; `config` is untyped, since the stubs of the full library lack it.
     """
@@ -158,6 +158,10 @@ def _set_targets(config: Any, capabilities: list[list[int]]) -> str:
     if not hasattr(config, "set_compute_capability"):
         return "this TensorRT builds for the GPU that is here and no other; leave compute_capabilities out"
     known: dict[str, Any] = vars(trt)["ComputeCapability"].__members__
+    if isinstance(capabilities, str):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(known["CURRENT"], 0)
+        return ""
     config.num_compute_capabilities = len(capabilities)
     for i, (major, minor) in enumerate(capabilities):
         if f"SM{major}{minor}" not in known:
