@@ -166,6 +166,18 @@ def test_a_failing_run_gives_its_worker_back(gpu: device.Gpu, pool_of: Callable[
         np.testing.assert_array_equal(pool.run(batch(2), timeout_s=1)["y"], batch(2, 2))
 
 
+def test_warmed_up_pools_record_nothing_more(gpu: device.Gpu, pool_of: Callable[..., Pool]) -> None:
+    with pool_of(3) as pool:
+        pool.warm_up(batch(size) for size in (1, 2, 3, 7, 32))
+        assert gpu.count("capture") == 15
+        hammer(pool, threads=5, calls=20, seed=3)
+        with pytest.raises(ModelError, match="outside the engine's profile"):
+            pool.warm_up([batch(65)])
+        assert gpu.count("capture") == 15 and pool._free.qsize() == 3
+    with pytest.raises(EngineError, match="closed"):
+        pool.warm_up([batch(1)])
+
+
 # Waiting and closing
 
 

@@ -140,7 +140,7 @@ def _in_child(folder: Path, request: dict[str, Any], progress: Progress | None, 
     command = [sys.executable, "-m", "trtkit.engine.child", str(folder)]
     with (
         (folder / "stderr").open("w+") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_child_environment()) as child,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=child_environment()) as child,
     ):
         timer = threading.Timer(timeout_s, child.kill)
         timer.start()
@@ -162,7 +162,8 @@ def _in_child(folder: Path, request: dict[str, Any], progress: Progress | None, 
     return None, {"errors": [_how_it_ended(code, timeout_s), *last_words], "stage": "crash"}
 
 
-def _child_environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
+    """The variables for a child process that has to find this trtkit."""
     root = str(Path(trtkit.__file__).resolve().parents[1])  # the child must find this trtkit, installed or not
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}

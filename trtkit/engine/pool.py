@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -59,6 +60,7 @@ class Pool(Session):
             raise EngineError(f"A pool needs at least one worker, got workers={workers}.")
         self.name = engine.manifest["model"]
         self.workers = workers
+        self._gathering = threading.Lock()  # only one may wait for all workers, or each would wait for the other
         with ExitStack() as held:
             opened: Iterable[Session]
             if engine.choose_device(device) == "cpu":
@@ -113,6 +115,25 @@ class Pool(Session):
         while not under_way.empty():
             yield under_way.get().result()
 
+    def warm_up(self, samples: Iterable[Mapping[str, Any] | Any]) -> None:
+        """Run inputs of the shapes to come on every worker, twice: then kernels are compiled and graphs recorded.
+
+        Raises:
+            ModelError: a sample does not fit.
+            EngineError: the pool is closed.
+        """
+        kept = list(samples)
+        with self._gathering:
+            self._check_open()
+            workers = [self._free.get() for _ in range(self.workers)]
+            try:
+                for worker in workers:
+                    for sample in kept * 2:
+                        worker.run_apart(sample)  # type: ignore[union-attr]  # None is there when the pool is closed
+            finally:
+                for worker in workers:
+                    self._free.put(worker)
+
     @contextmanager
     def _worker(self, timeout_s: float | None) -> Iterator[Session]:
         """A worker of one's own for a while."""
@@ -136,14 +157,15 @@ class Pool(Session):
 
     def close(self, cancel: bool = False) -> None:
         """Finish what was submitted (or cancel what has not begun), wait for running calls, free everything."""
-        if self._closed:
-            return
-        super().close()
-        self._threads.shutdown(cancel_futures=cancel)
-        for _ in range(self.workers):
-            self._free.get()  # none is at work any more
-        self._free.put(None)
-        self._held.close()
+        with self._gathering:
+            if self._closed:
+                return
+            super().close()
+            self._threads.shutdown(cancel_futures=cancel)
+            for _ in range(self.workers):
+                self._free.get()  # none is at work any more
+            self._free.put(None)
+            self._held.close()
 
 
 def _cpu_sessions(engine: Engine, workers: int) -> list[Session]:
