@@ -273,6 +273,8 @@ def pycuda(gpu: Gpu) -> SimpleNamespace:
         event_flags=SimpleNamespace(DISABLE_TIMING=2),
         pagelocked_empty=pinned,
         mem_alloc=lambda size: Buffer(gpu, size),
+        mem_get_info=lambda: (0, 80 << 30),
+        MemoryError=MemoryError,
         memcpy_htod_async=upload,
         memcpy_dtoh_async=download,
         module_from_buffer=lambda code: SimpleNamespace(get_function=lambda name: partial(start, name)),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtkit.engine.allocator import OutputAllocator
-from trtkit.engine.cuda import as_bytes, check, cuda, driver, pinned, stage
+from trtkit.engine.cuda import as_bytes, check, cuda, device_memory, driver, pinned, stage
 from trtkit.engine.loaded import Shapes
 from trtkit.errors import EngineError
 from trtkit.model import TensorInfo
@@ -129,10 +129,10 @@ class HostBound(Bound):
 
     def _allocate(self, info: TensorInfo, shape: tuple[int, ...]) -> None:
         self.pinned[info.name] = pinned(shape, info.dtype)
-        self.buffers[info.name] = cuda.mem_alloc(max(1, self.pinned[info.name].nbytes))
+        self.buffers[info.name] = device_memory(max(1, self.pinned[info.name].nbytes))
 
     def _allocator(self) -> OutputAllocator:
-        return OutputAllocator(cuda.mem_alloc, lambda buffer: buffer.free())
+        return OutputAllocator(device_memory, lambda buffer: buffer.free())
 
     def upload(self, arrays: Mapping[str, np.ndarray], stream: Any) -> None:
         """Copy the inputs to pinned memory now, and from there to the GPU on a stream."""

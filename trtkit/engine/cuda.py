@@ -61,6 +61,18 @@ def check(result: tuple[Any, ...]) -> Any:
     return values[0] if values else None
 
 
+def device_memory(size: int) -> Any:
+    """So many bytes on the GPU. Raises EngineError where there is no room for them."""
+    try:
+        return cuda.mem_alloc(size)
+    except cuda.MemoryError as error:
+        free, total = cuda.mem_get_info()
+        raise EngineError(
+            f"The GPU has no room for another {size:,} bytes: {free:,} of {total:,} are free. Run smaller batches, "
+            "close other sessions, or give them fewer kept_shapes."
+        ) from error
+
+
 def pinned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array in page-locked memory, from which copies to the GPU run by themselves."""
     # made as bytes and then viewed: PyCUDA does not know bfloat16

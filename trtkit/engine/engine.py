@@ -166,7 +166,7 @@ class Engine:
         Whenever it is interrupted, the files that lie there are an engine: the old one or the new one.
 
         Raises:
-            EngineError: the folder does not exist.
+            EngineError: the folder does not exist, or cannot be written; a full disk, for one.
         """
         path = Path(path)
         if path.is_dir():
@@ -176,13 +176,18 @@ class Engine:
                 f"Cannot save the engine to {path}: the folder {path.parent} does not exist. Make it first."
             )
         staged = _staged_path(path)
-        write_atomically(staged, _manifest_bytes(self))  # from here on either plan finds its manifest
         try:
-            write_atomically(path, self.plan)
-        except BaseException:
-            staged.unlink(missing_ok=True)
-            raise
-        os.replace(staged, _manifest_path(path))
+            write_atomically(staged, _manifest_bytes(self))  # from here on either plan finds its manifest
+            try:
+                write_atomically(path, self.plan)
+            except BaseException:
+                staged.unlink(missing_ok=True)
+                raise
+            os.replace(staged, _manifest_path(path))
+        except OSError as error:
+            raise EngineError(
+                f"Cannot save the engine to {path}: {error.strerror or error}. What lay there before is untouched."
+            ) from error
         return path
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trtkit.engine.cache import RuntimeCache
-from trtkit.engine.cuda import check, cuda, current, driver
+from trtkit.engine.cuda import check, current, device_memory, driver
 from trtkit.engine.trt import trt
 from trtkit.errors import EngineError, ModelError
 from trtkit.model import TensorInfo
@@ -187,7 +187,7 @@ class _Scratch:
 
     def __init__(self, size: int) -> None:
         self.size = max(256, size)
-        self.memory = cuda.mem_alloc(self.size)
+        self.memory = device_memory(self.size)
         self.done = check(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING.value))
         self.lock = threading.RLock()
 
