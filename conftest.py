@@ -5,4 +5,4 @@ from importlib.util import find_spec
 collect_ignore = [] if find_spec("pycuda") and find_spec("cuda") else ["trtkit/engine/gpu.py"]
 if not find_spec("torch"):
     collect_ignore += [f"trtkit/quant/{name}.py" for name in ("fake_quant", "qat", "qat_graph", "qat_trace")]
-    collect_ignore.append("trtkit/course/recipes")
+    collect_ignore += ["trtkit/course/recipes", "trtkit/engine/network"]

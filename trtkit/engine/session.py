@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from trtkit.engine.computable import Computable
 from trtkit.engine.shapes import Profile, check_within
 from trtkit.errors import EngineError
-from trtkit.model import Model, TensorInfo, check_inputs
+from trtkit.model import TensorInfo, check_inputs
 
 
 class Session(ABC):
@@ -52,9 +53,9 @@ class Session(ABC):
 
 
 class CpuSession(Session):
-    """The engine's ONNX graph in ONNX Runtime: what an engine falls back to where no GPU can run it."""
+    """The engine's graph on the CPU, an ONNX one in ONNX Runtime: the fallback where no GPU can run the engine."""
 
-    def __init__(self, model: Model, profiles: list[Profile]) -> None:
+    def __init__(self, model: Computable, profiles: list[Profile]) -> None:
         self.device = "cpu"
         self._profiles = profiles
         self.name = model.name
