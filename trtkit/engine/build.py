@@ -235,4 +235,3 @@ def _read_layers(result: Mapping[str, Any]) -> list[layer_list.Layer]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-

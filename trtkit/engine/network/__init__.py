@@ -1,8 +1,8 @@
 """Networks written layer by layer with TensorRT's network API, from a Keras model or a torch module.
 
-    network = from_keras(model)      # or from_torch(module, example)
-    network.check()                  # TensorRT's own definition against the framework, no GPU needed
-    engine = network.build()         # verified, as from trtkit.build
+network = from_keras(model)      # or from_torch(module, example)
+network.check()                  # TensorRT's own definition against the framework, no GPU needed
+engine = network.build()         # verified, as from trtkit.build
 """
 
 from trtkit.engine.network.from_keras import from_keras

@@ -50,7 +50,8 @@ def from_keras(model: keras.Model, *, name: str | None = None, dynamic_batch: bo
     found = walk(w, model, held)
     with w.layer("in Keras' order"):
         results = [one.in_keras_order(w) for one in found]
-    names = output_names(model) or [f"output_{i}" for i in range(len(results))]
+    names = output_names(model)
+    names = [name if names.index(name) == i else f"{name}_{i}" for i, name in enumerate(names)]
 
     structure = getattr(model, "input", None)  # of several inputs a list or a dict; a Sequential has one
 

@@ -100,8 +100,7 @@ def weight(variable: Any) -> Any:
 
 _KINDS = {"relu": ("RELU",), "sigmoid": ("SIGMOID",), "tanh": ("TANH",), "elu": ("ELU", 1.0), "softsign": ("SOFTSIGN",),
           "softplus": ("SOFTPLUS", 1.0, 1.0), "relu6": ("CLIP", 0.0, 6.0), "hard_sigmoid": ("HARD_SIGMOID", 1 / 6, 0.5),
-          "leaky_relu": ("LEAKY_RELU", 0.2),
-          "selu": ("SELU", 1.6732632423543772, 1.0507009873554805)}  # fmt: skip
+          "leaky_relu": ("LEAKY_RELU", 0.2), "selu": layers.SELU}  # fmt: skip
 
 
 def activate(w: Writer, function: Any, x: trt.ITensor, axis: int = -1) -> trt.ITensor:
@@ -204,9 +203,22 @@ def _separable(w: Writer, layer: Any, x: Held) -> Held:
 @rule("MaxPooling2D", "AveragePooling2D")
 def _pool(w: Writer, layer: Any, x: Held) -> Held:
     kind = "MAX" if type(layer).__name__.startswith("Max") else "AVERAGE"
-    y = layers.pool(w, x.image(w, layer.data_format), kind, layer.pool_size, stride=layer.strides,
-                    padding=layer.padding)  # fmt: skip
+    image = x.image(w, layer.data_format)
+    if kind == "AVERAGE" and layer.padding == "same":
+        _refuse_odd_averages(w, layer, tuple(image.shape)[2:])
+    y = layers.pool(w, image, kind, layer.pool_size, stride=layer.strides, padding=layer.padding)
     return Held(y, turned=layer.data_format == "channels_last")
+
+
+def _refuse_odd_averages(w: Writer, layer: Any, sizes: tuple[int, ...]) -> None:
+    """Where "same" needs an odd amount of padding, Keras' backends disagree: the torch one repeats the edge and counts
+    it, the others leave the padding out, as all of them do for even amounts."""
+    import keras
+
+    steps = zip(sizes, layer.pool_size, layer.strides, strict=True)
+    odd = any(max((-(-size // stride) - 1) * stride + window - size, 0) % 2 for size, window, stride in steps)
+    what = f"padding='same' of {sizes}, for which Keras' torch backend repeats the edge as no other backend does,"
+    refuse_if(w, odd and keras.backend.backend() == "torch", what)
 
 
 @rule("GlobalAveragePooling2D", "GlobalMaxPooling2D")
@@ -293,7 +305,7 @@ _MERGES = {"Add": "SUM", "Multiply": "PROD", "Maximum": "MAX", "Minimum": "MIN",
 def _merge(w: Writer, layer: Any, *parts: Any) -> Held:
     """Layers take a list; keras.ops takes two, of which one may be a number."""
     given = parts[0] if isinstance(parts[0], (list, tuple)) else parts
-    held = [one if isinstance(one, Held) else Held(w.constant(np.atleast_1d(one))) for one in given]
+    held = [one if isinstance(one, Held) else Held(w.constant(np.float32(np.atleast_1d(one)))) for one in given]
     ranks = {len(one.tensor.shape) for one in held}
     turned = any(one.turned for one in held) and ranks == {4}
     tensors = [one.image(w) if turned else one.in_keras_order(w) for one in held]

@@ -67,7 +67,7 @@ def linear(w: Writer, x: trt.ITensor, weight: np.ndarray, bias: Any = None) -> t
     ones = (1,) * (len(x.shape) - 2)  # a matrix product wants as many dimensions on both sides
     matrix = w.constant(np.reshape(weight, (*ones, *weight.shape)))
     y = matmul(w, x, matrix, transpose=True)
-    return y if bias is None else elementwise(w, "SUM", y, w.constant(bias))
+    return y if bias is None else elementwise(w, "SUM", y, w.constant(np.reshape(bias, (1, *ones, -1))))
 
 
 def matmul(w: Writer, a: trt.ITensor, b: trt.ITensor, *, transpose: bool = False) -> trt.ITensor:
@@ -114,6 +114,9 @@ def activation(w: Writer, x: trt.ITensor, kind: str, alpha: float = 0, beta: flo
     layer = w.network.add_activation(x, getattr(trt.ActivationType, kind))
     layer.alpha, layer.beta = alpha, beta
     return w.done(layer)
+
+
+SELU = ("SELU", 1.6732632423543772, 1.0507009873554805)  # its two numbers, from Klambauer et al. 2017, section 2
 
 
 def silu(w: Writer, x: trt.ITensor) -> trt.ITensor:

@@ -128,9 +128,9 @@ def _scale(layer: Any, x: Tensor) -> Tensor:
     if layer.mode != trt.ScaleMode.CHANNEL or layer.power.size:
         raise ModelError(f"{layer.name!r}: the evaluator knows scales by channel only, without a power.")
     shape = [-1 if axis == layer.channel_axis else 1 for axis in range(x.ndim)]
-    return x * torch.from_numpy(np.array(layer.scale)).reshape(shape) + torch.from_numpy(
-        np.array(layer.shift)
-    ).reshape(shape)
+    return x * torch.from_numpy(np.array(layer.scale)).reshape(shape) + torch.from_numpy(np.array(layer.shift)).reshape(
+        shape
+    )
 
 
 @operator("ELEMENTWISE")

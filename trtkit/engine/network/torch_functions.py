@@ -253,6 +253,7 @@ def _unsqueeze(w: Writer, x: trt.ITensor, dim: int) -> trt.ITensor:
 
 @rule("squeeze")
 def _squeeze(w: Writer, x: trt.ITensor, dim: Any = None) -> trt.ITensor:
+    refuse_if(w, dim is None and -1 in tuple(x.shape), "squeeze without an axis where a size may change")
     wanted = range(len(x.shape)) if dim is None else [dim] if isinstance(dim, int) else dim
     axes = [axis_of(x, one) for one in wanted if x.shape[axis_of(x, one)] == 1]
     return layers.squeeze(w, x, axes) if axes else x
@@ -318,5 +319,6 @@ def _slice(w: Writer, x: trt.ITensor, axis: int, part: slice) -> trt.ITensor:
 
 @rule("contiguous", "clone", "detach", "dropout", "stochastic_depth", "to", "float")
 def _identity(w: Writer, x: trt.ITensor, *ignored: Any, **options: Any) -> trt.ITensor:
-    refuse_if(w, x.dtype != trt.float32, "a conversion of whole numbers")
+    types = [one for one in (*ignored, *options.values()) if isinstance(one, torch.dtype)]
+    refuse_if(w, x.dtype != trt.float32 or any(one != torch.float32 for one in types), "a conversion to another type")
     return x

@@ -101,12 +101,12 @@ def _deconv(w: Writer, m: nn.ConvTranspose2d, x: trt.ITensor) -> trt.ITensor:
 
 @rule(nn.MaxPool2d)
 def _max_pool(w: Writer, m: nn.MaxPool2d, x: trt.ITensor) -> trt.ITensor:
-    refuse_if(w, m.return_indices, "return_indices")
-    return max_pool(w, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode)
+    return max_pool(w, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices)
 
 
 def max_pool(w: Writer, x: trt.ITensor, window: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-             ceil_mode: bool = False) -> trt.ITensor:  # fmt: skip
+             ceil_mode: bool = False, return_indices: bool = False) -> trt.ITensor:  # fmt: skip
+    refuse_if(w, return_indices, "return_indices")
     window, stride, padding = pair(window), pair(stride or window), pair(padding)
     refuse_if(w, pair(dilation) != (1, 1), "a dilated maximum")
     # torch leaves out a last window that would begin behind the image, TensorRT does not
@@ -178,12 +178,13 @@ def _embedding(w: Writer, m: nn.Embedding, x: trt.ITensor) -> trt.ITensor:
 
 # Activations
 
-SIMPLE = {nn.ReLU: "RELU", nn.Sigmoid: "SIGMOID", nn.Tanh: "TANH", nn.SELU: "SELU", nn.Softsign: "SOFTSIGN"}
+SIMPLE = {nn.ReLU: ("RELU",), nn.Sigmoid: ("SIGMOID",), nn.Tanh: ("TANH",), nn.SELU: layers.SELU,
+          nn.Softsign: ("SOFTSIGN",), nn.Hardsigmoid: ("HARD_SIGMOID", 1 / 6, 0.5)}  # fmt: skip
 
 
 @rule(*SIMPLE)
 def _simple(w: Writer, m: nn.Module, x: trt.ITensor) -> trt.ITensor:
-    return layers.activation(w, x, SIMPLE[type(m)])
+    return layers.activation(w, x, *SIMPLE[type(m)])  # type: ignore[arg-type]  # a kind and up to two numbers
 
 
 @rule(nn.ReLU6, nn.Hardtanh)
@@ -214,11 +215,6 @@ def _silu(w: Writer, m: nn.SiLU, x: trt.ITensor) -> trt.ITensor:
 @rule(nn.Hardswish)
 def _hard_swish(w: Writer, m: nn.Hardswish, x: trt.ITensor) -> trt.ITensor:
     return layers.hard_swish(w, x)
-
-
-@rule(nn.Hardsigmoid)
-def _hard_sigmoid(w: Writer, m: nn.Hardsigmoid, x: trt.ITensor) -> trt.ITensor:
-    return layers.activation(w, x, "HARD_SIGMOID", 1 / 6, 0.5)
 
 
 @rule(nn.Softmax)
