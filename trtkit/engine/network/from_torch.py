@@ -187,9 +187,10 @@ def _run(module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> list[np.n
 
     training = {part: part.training for part in module.modules()}
     module.eval()
+    weight = next(module.parameters(), None)
     try:
         with torch.no_grad():
-            results = module(**tensors)
+            results = module(**{key: t if weight is None else t.to(weight.device) for key, t in tensors.items()})
     except Exception as error:
         raise ModelError(f"{type(module).__name__} itself fails on these inputs: {error}") from error
     finally:

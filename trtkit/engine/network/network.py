@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +27,23 @@ if TYPE_CHECKING:
 # A network computes what its framework does with the same numbers, in another order of additions: errors of float32,
 # 2^-24 = 6e-8 each, add up over the layers.
 TOLERANCE = 1e-4
+
+
+@contextlib.contextmanager
+def in_full_float32() -> Iterator[None]:
+    """PyTorch without TF32, which it would take for convolutions on a GPU: a reference must be as exact as it can."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 class Framework(NamedTuple):
@@ -198,7 +217,8 @@ class Original:
         return self
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        results = self._framework.run(inputs)
+        with in_full_float32():
+            results = self._framework.run(inputs)
         if len(results) != len(self.outputs):
             raise ModelError(
                 f"{self.name!r} returned {len(results)} tensors, and its network has {len(self.outputs)}: "
