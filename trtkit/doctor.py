@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import trtkit
 from trtkit.bench import machine
-from trtkit.engine import trt
+from trtkit.engine import cache, trt
 from trtkit.engine.device import Gpu, gpu
 from trtkit.errors import extra
 
@@ -162,6 +162,7 @@ def render(found: Report) -> Group:
         ("TensorRT", str(found.tensorrt or "none")),
         ("GPU", str(card) if card else "none"),
         ("driver", f"{card.driver or 'unknown'}, CUDA {card.cuda}" if card else "none"),
+        ("caches", f"{cache.folder()}, {sum(entry.size_bytes for entry in cache.entries()) / 2**20:.1f} MiB"),
     ):
         here.add_row(*row)
     packages = Table("package", "version", title="packages", title_justify="left")

@@ -232,9 +232,9 @@ class Model:
         """This graph in ONNX Runtime on the CPU, made on first use and kept."""
         return self.open_reference()
 
-    def open_reference(self, *, exact: bool = False) -> Reference:
+    def open_reference(self, *, exact: bool = False, threads: int = 0) -> Reference:
         """A new `Reference` of this graph, see there; `reference` is the one that is kept."""
-        as_it_stands = partial(Reference, exact=exact, keep_pairs=self.precision == "fp8")
+        as_it_stands = partial(Reference, exact=exact, threads=threads, keep_pairs=self.precision == "fp8")
         if self.size_bytes <= _PROTOBUF_LIMIT:
             return as_it_stands(self.to_bytes())
         with tempfile.TemporaryDirectory() as folder:

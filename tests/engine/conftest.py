@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.engine import device, pretended
 from tests.passes.graphs import parse
 from trtkit.course import nets
 from trtkit.engine.build import build
@@ -71,3 +75,36 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
+
+
+# The pretended GPU
+
+
+@pytest.fixture
+def forget() -> Iterator[None]:
+    yield from pretended.forgotten()
+
+
+@pytest.fixture
+def gpu(forget: None, monkeypatch: pytest.MonkeyPatch) -> device.Gpu:
+    gpu = device.Gpu()
+    pretended.install(gpu, monkeypatch)
+    return gpu
+
+
+@pytest.fixture
+def opened(gpu: device.Gpu, tmp_path: Path) -> Callable[..., Any]:
+    return lambda plan=b"plan", **options: sys.modules[pretended.MODULE].GpuSession(
+        plan, "net", **{"cache_dir": tmp_path, **options}
+    )
+
+
+@pytest.fixture
+def tensor(gpu: device.Gpu, monkeypatch: pytest.MonkeyPatch) -> Callable[..., device.Tensor]:
+    import torch
+
+    def empty(shape: Any, dtype: Any = torch.float32, **_: Any) -> device.Tensor:
+        return device.Tensor(gpu, np.zeros(shape, str(dtype).removeprefix("torch.")))
+
+    monkeypatch.setattr(torch, "empty", empty)
+    return lambda array, **options: device.Tensor(gpu, array, **options)

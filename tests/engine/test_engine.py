@@ -51,6 +51,7 @@ def manifest_of(path: Path) -> Path:
 def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     facts = json.loads(manifest_of(path).read_text())
     change(facts)
+    facts["sha256"] = engine_module._checksum(facts)
     manifest_of(path).write_text(json.dumps(facts))
 
 
@@ -153,9 +154,60 @@ def test_another_model_is_given(saved: Path, relu: Model) -> None:
     assert "was built from another model than 'g'" in refused(saved, relu)
 
 
+def test_a_newer_format_and_an_older_one(conv_engine: Engine, saved: Path) -> None:
+    edit(saved, lambda facts: facts.update(format=engine_module.FORMAT + 1, manifest={"unknown": "words"}))
+    assert "a newer trtkit wrote it. Update trtkit" in refused(saved)
+    facts = json.loads(engine_module._manifest_bytes(conv_engine))
+    del facts["format"], facts["sha256"]  # as the first format was
+    manifest_of(saved).write_text(json.dumps(facts))
+    assert open_engine(saved).manifest == conv_engine.manifest
+
+
+def test_a_manifest_that_somebody_changed(saved: Path) -> None:
+    text = manifest_of(saved).read_text()
+    for old, new in (("correlation", "gemm"), ('"tf32": true', '"tf32": false'), ('"precision": "fp32"', '"p": ""')):
+        assert old in text
+        manifest_of(saved).write_text(text.replace(old, new, 1))
+        assert "is damaged" in refused(saved)
+
+
+def test_a_manifest_without_its_checksum(saved: Path) -> None:
+    facts = json.loads(manifest_of(saved).read_text())
+    del facts["sha256"]
+    manifest_of(saved).write_text(json.dumps(facts))
+    assert "is damaged" in refused(saved)
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 3])
+def test_killed_while_saving(
+    conv_engine: Engine, saved: Path, relu_engine: Engine, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    """Killed before any of the three renames, with nothing tidied up: an engine lies there, the old or the new one."""
+    renames, replace, unlink = [], os.replace, os.unlink
+
+    def killed(old: Path, new: Path) -> None:
+        renames.append(new)
+        if len(renames) == killed_at:
+            raise KeyboardInterrupt  # the process is gone: its last acts below change nothing
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", killed)
+    monkeypatch.setattr(os, "unlink", lambda *_, **__: None)
+    with pytest.raises(KeyboardInterrupt):
+        relu_engine.save(saved)
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(os, "unlink", unlink)
+    expected = conv_engine if killed_at < 3 else relu_engine
+    found = open_engine(saved)
+    assert (found.plan, found.manifest, found.layers) == (expected.plan, expected.manifest, expected.layers)
+    relu_engine.save(saved)  # and saving again makes good
+    assert open_engine(saved).manifest == relu_engine.manifest
+    assert not engine_module._staged_path(saved).exists()
+
+
 @pytest.mark.parametrize("failing", [1, 2])
 def test_nothing_half_written(saved: Path, relu_engine: Engine, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
-    """The disk is full at the first or second file: what then lies there is no engine that opens as something else."""
+    """The disk is full at the first or second file: the engine that was there stays."""
     before, write, calls = saved.read_bytes(), engine_module.write_atomically, []
 
     def full(path: Path, data: bytes) -> None:
@@ -165,18 +217,11 @@ def test_nothing_half_written(saved: Path, relu_engine: Engine, monkeypatch: pyt
         write(path, data)
 
     monkeypatch.setattr(engine_module, "write_atomically", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(EngineError, match=r"No space left.*untouched"):
         relu_engine.save(saved)
     monkeypatch.undo()
     assert sorted(p.name for p in saved.parent.iterdir()) == ["net.engine", "net.engine.json"]
-    if failing == 1:
-        assert open_engine(saved).plan == before
-    else:
-        try:
-            found = open_engine(saved)
-        except EngineError:
-            return
-        assert found.plan in (before, relu_engine.plan)
+    assert open_engine(saved).plan == before
 
 
 # Where it runs
@@ -223,6 +268,19 @@ def test_an_engine_for_other_gpus_says_so(relu: Model, monkeypatch: pytest.Monke
     monkeypatch.setattr(engine_module, "has_runtime_packages", lambda: True)
     if engine.manifest["tensorrt"] == "TensorRT-RTX":
         assert "8.9" in engine.why_not_here
+
+
+def test_the_full_library_s_engines_are_for_the_gpu_they_were_built_on(
+    relu_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "gpu", lambda: A100)
+    monkeypatch.setattr(engine_module, "find", lambda: Library(np, "TensorRT", "10.9"))
+    monkeypatch.setattr(engine_module, "has_runtime_packages", lambda: True)
+    facts = {**relu_engine.manifest, "tensorrt": "TensorRT", "version": "10.9"}
+    for built_on, said in (([9, 0], "compute capability 9.0 only, and here is the NVIDIA A100"), ([8, 0], "")):
+        why = Engine(b"", {**facts, "built_on": built_on}, [], None).why_not_here
+        assert said in why and bool(said) == bool(why)
+    assert "refit(model) puts them back" in Engine(b"", {**facts, "stripped": True}, [], None).why_not_here
 
 
 # Sessions

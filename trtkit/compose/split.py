@@ -44,10 +44,10 @@ def split(model: Model, at: Sequence[Cut]) -> tuple[Model, ...]:
     """
     cuts = [(cut,) if isinstance(cut, str) else tuple(cut) for cut in ([at] if isinstance(at, str) else at)]
     start = time.perf_counter()
-    whole = _with_shapes(model)
+    whole = with_shapes(model)
     plan = _plan(model.name, whole.graph, cuts)
     return tuple(
-        _part(model, whole, inputs, outputs, f"{model.name}_{number}", start)
+        part_of(model, whole, inputs, outputs, f"{model.name}_{number}", start)
         for number, (inputs, outputs) in enumerate(plan, 1)
     )
 
@@ -59,22 +59,24 @@ def until(model: Model, at: str) -> Model:
         ModelError: there is no such tensor, or its type and shape cannot be inferred.
     """
     start = time.perf_counter()
-    whole = _with_shapes(model)
+    whole = with_shapes(model)
     tensor = _tensor(model.name, _values(whole.graph), at)
     needed = _upstream([tensor], stop=[])
     inputs = [str(v.name) for v in whole.graph.inputs if v in needed]
-    return _part(model, whole, inputs, [at], model.name, start)
+    return part_of(model, whole, inputs, [at], model.name, start)
 
 
-def _with_shapes(model: Model) -> ir.Model:
+def with_shapes(model: Model) -> ir.Model:
+    """A copy of a model's graph in which all is stated that inference finds out."""
     graph = working_copy(model)
     infer_shapes(graph)
     return graph
 
 
-def _part(
+def part_of(
     model: Model, whole: ir.Model, inputs: Sequence[str], outputs: Sequence[str], name: str, start: float
 ) -> Model:
+    """The part of `whole`, a copy of the model's graph, that computes `outputs` from `inputs`, as a Model."""
     graph = extract(whole, inputs, outputs, name)
     after = sum(1 for _ in graph.graph.all_nodes())
     detail = f"{', '.join(inputs)} -> {', '.join(outputs)}"
@@ -111,7 +113,7 @@ def _plan(owner: str, graph: ir.Graph, cuts: Sequence[tuple[str, ...]]) -> list[
     """Names of inputs and outputs of every part."""
     values = _values(graph)
     targets = [[_tensor(owner, values, name) for name in cut] for cut in cuts]
-    varying = _varying(graph)
+    changing = varying(graph)
     before: set[ir.Value] = set()  # what the parts so far compute or read
     left = list(graph.outputs)
     plan = []
@@ -126,7 +128,7 @@ def _plan(owner: str, graph: ir.Graph, cuts: Sequence[tuple[str, ...]]) -> list[
         _check_separates(owner, number, given, wanted, needed, before)
         own = [v for v in graph.inputs if v in needed and v not in given]
         plan.append(([str(v.name) for v in (*given, *own)], [str(v.name) for v in wanted]))
-        before |= {v for v in needed if v in varying}
+        before |= {v for v in needed if v in changing}
     return plan
 
 
@@ -167,7 +169,7 @@ def _upstream(values: Sequence[ir.Value], stop: Sequence[ir.Value]) -> dict[ir.V
     while todo:
         value = todo.pop()
         node = value.producer()
-        for operand in _reads(node) if node is not None else ():
+        for operand in reads(node) if node is not None else ():
             if operand not in found:
                 found[operand] = value
                 if operand not in stop:
@@ -175,7 +177,7 @@ def _upstream(values: Sequence[ir.Value], stop: Sequence[ir.Value]) -> dict[ir.V
     return found
 
 
-def _reads(node: ir.Node) -> Iterator[ir.Value]:
+def reads(node: ir.Node) -> Iterator[ir.Value]:
     """What a node reads, and what the bodies inside it read of the graph around them."""
     yield from (value for value in node.inputs if value is not None)
     if has_body(node):
@@ -186,11 +188,11 @@ def _reads(node: ir.Node) -> Iterator[ir.Value]:
                 yield from (value for value in (*read, *body.outputs) if value.graph is node.graph)
 
 
-def _varying(graph: ir.Graph) -> set[ir.Value]:
+def varying(graph: ir.Graph) -> set[ir.Value]:
     """The values that depend on the graph's inputs; the others may be copied into several parts."""
     found = {value for value in graph.inputs if not value.is_initializer()}
     for node in graph:
-        if any(value in found for value in _reads(node)):
+        if any(value in found for value in reads(node)):
             found.update(node.outputs)
     return found
 
@@ -217,7 +219,7 @@ def _part_of_origin(model: Model, inputs: Sequence[str], outputs: Sequence[str],
     """The same part of the model's origin, where its tensors are there and nothing comes around them."""
     if model.origin is model:
         return None
-    origin = _with_shapes(model.origin)
+    origin = with_shapes(model.origin)
     values = _values(origin.graph)
     if any(key not in values or values[key].dtype is None or values[key].shape is None for key in (*inputs, *outputs)):
         return None

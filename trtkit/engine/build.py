@@ -12,16 +12,17 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import trtkit
 from trtkit.engine import layers as layer_list
 from trtkit.engine.computable import Computable
+from trtkit.engine.device import gpu
 from trtkit.engine.engine import Engine
 from trtkit.engine.shapes import Shapes, profiles_for
 from trtkit.engine.trt import require
 from trtkit.engine.verify import verify_engine
-from trtkit.errors import BuildError
+from trtkit.errors import BuildError, MissingError
 from trtkit.model import Model, save
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ def build(
     progress: Progress | None = None,
     workspace_bytes: int | None = None,
     tf32: bool = True,
-    compute_capabilities: Sequence[tuple[int, int]] = (),
+    compute_capabilities: Sequence[tuple[int, int]] | Literal["current"] = (),
+    refittable: bool = False,
+    strip: bool = False,
     isolate: bool = True,
     timeout_s: float = 1800,
 ) -> Engine:
@@ -57,14 +60,18 @@ def build(
         progress: called as progress(phase, step, steps) with the phases of TensorRT's builder.
         workspace_bytes: scratch memory that a kernel may use.
         tf32: let FP32 matrix products round their factors to TF32's 10 bits, as tensor cores need.
-        compute_capabilities: GPUs to build for, e.g. [(8, 9), (12, 0)] (TensorRT-RTX; by default all that it serves).
+        compute_capabilities: GPUs to build for, e.g. [(8, 9), (12, 0)], or "current" for the one that is here
+            (TensorRT-RTX; by default all that it serves).
+        refittable: let `Engine.refit` give it other weights later; its kernels may be a little slower for it.
+        strip: leave the weights out of the plan, which is small then; `Engine.refit(model)` puts them back. Without
+            `refittable` only these very weights.
         isolate: build in a child process, which an abort inside TensorRT cannot outlive while this one does.
         timeout_s: seconds after which a build in a child process is given up.
 
     Raises:
         BuildError: TensorRT refused; carries its own words and the ONNX node.
         VerificationError: the outputs are further from the reference than the tolerance.
-        MissingError: no TensorRT is installed.
+        MissingError: no TensorRT is installed, or no GPU is here for `refittable` or `strip`.
 
     >>> import onnx
     >>> text = '<ir_version: 10, opset_import: ["": 20]> g (float[n, 4] x) => (float[n, 4] y) {y = Relu(x)}'
@@ -72,8 +79,7 @@ def build(
     >>> [layer.onnx_nodes for layer in engine.layers if layer.onnx_nodes]
     [('Relu_0',)]
     """
-    require()
-    request = _request(model, shapes, workspace_bytes, tf32, compute_capabilities)
+    request = _request(model, shapes, workspace_bytes, tf32, compute_capabilities, refittable, strip)
     with tempfile.TemporaryDirectory(prefix="trtkit-build-") as name:
         folder = Path(name)
         onnx_file = save(model, folder / "model.onnx")
@@ -93,7 +99,7 @@ def build_from_network(
     progress: Progress | None = None,
     workspace_bytes: int | None = None,
     tf32: bool = True,
-    compute_capabilities: Sequence[tuple[int, int]] = (),
+    compute_capabilities: Sequence[tuple[int, int]] | Literal["current"] = (),
 ) -> Engine:
     """`Network.build`: the same for a network that was written layer by layer, in this process."""
     from trtkit.engine.child import build_network, log
@@ -110,14 +116,24 @@ def _request(
     shapes: Shapes | None,
     workspace_bytes: int | None,
     tf32: bool,
-    compute_capabilities: Sequence[tuple[int, int]],
+    compute_capabilities: Sequence[tuple[int, int]] | Literal["current"],
+    refittable: bool = False,
+    strip: bool = False,
 ) -> dict[str, Any]:
     """What the builder is asked for, as JSON takes it."""
+    library, current = require(), compute_capabilities == "current"
+    if (refittable or strip or current) and gpu() is None:
+        raise MissingError(
+            f"{library} builds engines that are refittable, stripped of their weights or for the current GPU only "
+            "where a GPU is, and here is none. Leave that out, or build on the machine with the GPU."
+        )
     return {
         "profiles": profiles_for(model, shapes),
         "workspace_bytes": workspace_bytes,
         "tf32": tf32,
-        "compute_capabilities": [list(c) for c in compute_capabilities],
+        "compute_capabilities": "current" if current else [list(c) for c in compute_capabilities],
+        "refittable": refittable,
+        "stripped": strip,
     }
 
 
@@ -132,7 +148,8 @@ def _finish(
     tolerance: float | None,
 ) -> Engine:
     """An engine of what the builder left, verified; or the error that says why there is none."""
-    library = require()
+    library, card = require(), gpu()
+    here = request["compute_capabilities"] == "current"
     if plan is None:
         raise BuildError(_explain(result, model, str(library)), result["stage"])
     manifest = {
@@ -144,7 +161,10 @@ def _finish(
         "precision": model.precision,
         "profiles": request["profiles"],
         "tf32": request["tf32"],
-        "compute_capabilities": request["compute_capabilities"],
+        "compute_capabilities": [list(card.compute_capability)] if here and card else request["compute_capabilities"],
+        "built_on": list(card.compute_capability) if card else None,
+        "refittable": request["refittable"],
+        "stripped": request["stripped"],
         "build_seconds": result["seconds"],
         "network_layers": result["network_layers"],
         "layers_from": result["layers_from"],
@@ -152,7 +172,9 @@ def _finish(
     }
     engine = Engine(plan, manifest, _read_layers(result), model)
     if verify:
-        engine.verification = verify_engine(engine, data, tolerance)
+        # what has no weights cannot be run
+        whole = engine.refit(model, verify=False) if request["stripped"] and isinstance(model, Model) else engine
+        engine.verification = verify_engine(whole, data, tolerance)
     return engine
 
 
@@ -175,7 +197,7 @@ def _in_child(folder: Path, request: dict[str, Any], progress: Progress | None, 
     command = [sys.executable, "-m", "trtkit.engine.child", str(folder)]
     with (
         (folder / "stderr").open("w+") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_child_environment()) as child,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=child_environment()) as child,
     ):
         timer = threading.Timer(timeout_s, child.kill)
         timer.start()
@@ -197,7 +219,8 @@ def _in_child(folder: Path, request: dict[str, Any], progress: Progress | None, 
     return None, {"errors": [_how_it_ended(code, timeout_s), *last_words], "stage": "crash"}
 
 
-def _child_environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
+    """The variables for a child process that has to find this trtkit."""
     root = str(Path(trtkit.__file__).resolve().parents[1])  # the child must find this trtkit, installed or not
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}

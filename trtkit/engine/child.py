@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trtkit.engine.cache import TimingCache
 from trtkit.engine.device import gpu
 from trtkit.engine.trt import require, trt
 
@@ -115,15 +116,19 @@ def build_network(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
     if not request.get("tf32", True):
         config.clear_flag(trt.BuilderFlag.TF32)
+    _set_refitting(config, bool(request.get("refittable")), bool(request.get("stripped")))
     unknown = _set_targets(config, request.get("compute_capabilities") or [])
     if unknown:
         return None, {"errors": [unknown], "stage": "target"}
     for number, profile in enumerate(request["profiles"]):
         if not _add_profile(builder, config, profile):
             return None, {"errors": [f"profile {number} is impossible: {profile}", *logger.errors], "stage": "profile"}
+    timings = TimingCache.open(config)
     start = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - start
+    if timings is not None:
+        timings.save()
     if monitor.failure is not None:
         raise monitor.failure
     if plan is None:
@@ -146,8 +151,18 @@ def _parser_errors(parser: trt.OnnxParser) -> list[str]:
     return described
 
 
-def _set_targets(config: Any, capabilities: list[list[int]]) -> str:
-    """Name the GPUs to build for, e.g. [[8, 9], [12, 0]]; returns what is wrong with them, if anything.
+def _set_refitting(config: trt.IBuilderConfig, refittable: bool, stripped: bool) -> None:
+    """Weights that can be changed, or are left out. Stripped alone means: to be refitted with the same ones again."""
+    if refittable:
+        config.set_flag(trt.BuilderFlag.REFIT)
+    if stripped:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        if not refittable:
+            config.set_flag(getattr(trt.BuilderFlag, "REFIT_IDENTICAL", trt.BuilderFlag.REFIT))
+
+
+def _set_targets(config: Any, capabilities: list[list[int]] | str) -> str:
+    """Name the GPUs to build for, e.g. [[8, 9], [12, 0]], or "current"; returns what is wrong with them, if anything.
 
     TensorRT-RTX only; `config` is untyped, since the stubs of the full library lack it.
     """
@@ -156,6 +171,10 @@ def _set_targets(config: Any, capabilities: list[list[int]]) -> str:
     if not hasattr(config, "set_compute_capability"):
         return "this TensorRT builds for the GPU that is here and no other; leave compute_capabilities out"
     known: dict[str, Any] = vars(trt)["ComputeCapability"].__members__
+    if isinstance(capabilities, str):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(known["CURRENT"], 0)
+        return ""
     config.num_compute_capabilities = len(capabilities)
     for i, (major, minor) in enumerate(capabilities):
         if f"SM{major}{minor}" not in known:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +19,10 @@ from trtkit.errors import EngineError, extra
 from trtkit.model import Model, write_atomically
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from trtkit.engine.agreement import Agreement
+    from trtkit.engine.pool import Pool
     from trtkit.engine.verify import Verification
 
 
@@ -71,9 +75,13 @@ class Engine:
         if not library.runs_on(device.compute_capability):
             return f"{library} does not run on the {device}"
         targets = [tuple(target) for target in self.manifest["compute_capabilities"]]
+        if not library.is_rtx and self.manifest.get("built_on"):
+            targets = [tuple(self.manifest["built_on"])]  # the full library tunes for the GPU that it finds
         if targets and device.compute_capability not in targets:
             named = ", ".join(f"{major}.{minor}" for major, minor in targets)
             return f"it was built for compute capability {named} only, and here is the {device}"
+        if self.manifest.get("stripped"):
+            return "its plan was stripped of its weights; refit(model) puts them back"
         if not has_runtime_packages():
             return f"PyCUDA and cuda-bindings are not installed ({extra('gpu')})"
         return ""
@@ -111,6 +119,20 @@ class Engine:
         Raises:
             EngineError: the engine cannot run there; says why.
         """
+        if self.choose_device(device) == "cpu":
+            return CpuSession(self._needs_model("run on the CPU"), self.manifest["profiles"])
+        from trtkit.engine.gpu import GpuSession
+
+        return GpuSession(self.plan, self.manifest["model"], **options)
+
+    def open_pool(self, workers: int = 4, device: str | None = None, **options: Any) -> Pool:
+        """A `trtkit.engine.pool.Pool`: several threads may run the engine at once; takes its arguments."""
+        from trtkit.engine.pool import Pool
+
+        return Pool(self, workers, device=device, **options)
+
+    def choose_device(self, device: str | None) -> str:
+        """Either "cuda" or "cpu", where `device` may leave it open. Raises EngineError when it cannot run there."""
         if device not in (None, "cuda", "cpu"):
             raise EngineError(f"No device {device!r}: it is 'cuda', 'cpu', or None for whichever can run the engine.")
         if device == "cuda" and not self.runs_here:
@@ -118,11 +140,19 @@ class Engine:
                 f"The engine of {self.manifest['model']!r} cannot run here: {self.why_not_here}. "
                 "open('cpu') runs its graph on the CPU."
             )
-        if device == "cpu" or not self.runs_here:
-            return CpuSession(self._needs_model("run on the CPU"), self.manifest["profiles"])
-        from trtkit.engine.gpu import GpuSession
+        return "cuda" if device != "cpu" and self.runs_here else "cpu"
 
-        return GpuSession(self.plan, self.manifest["model"], **options)
+    def refit(self, weights: Model | Mapping[str, np.ndarray], *, verify: bool = True) -> Engine:
+        """The same engine with other weights, or a stripped one with its weights, without building; see
+        `trtkit.engine.refit.refit`.
+
+        Raises:
+            EngineError: it was not built with `refittable` or `strip`, or the weights do not fit it.
+            MissingError: no GPU is here.
+        """
+        from trtkit.engine.refit import refit
+
+        return refit(self, weights, verify=verify)
 
     def _onnx_model(self, purpose: str) -> Model:
         model = self._needs_model(purpose)
@@ -145,8 +175,10 @@ class Engine:
         """Write the plan to `path`, as any TensorRT tool reads it, and its manifest with the layers to `path` +
         ".json".
 
+        Whenever it is interrupted, the files that lie there are an engine: the old one or the new one.
+
         Raises:
-            EngineError: the folder does not exist.
+            EngineError: the folder does not exist, or cannot be written; a full disk, for one.
         """
         path = Path(path)
         if path.is_dir():
@@ -155,9 +187,19 @@ class Engine:
             raise EngineError(
                 f"Cannot save the engine to {path}: the folder {path.parent} does not exist. Make it first."
             )
-        write_atomically(path, self.plan)
-        facts = {"manifest": self.manifest, "layers": [layer._asdict() for layer in self.layers]}
-        write_atomically(_manifest_path(path), json.dumps(facts, indent=1).encode())
+        staged = _staged_path(path)
+        try:
+            write_atomically(staged, _manifest_bytes(self))  # from here on either plan finds its manifest
+            try:
+                write_atomically(path, self.plan)
+            except BaseException:
+                staged.unlink(missing_ok=True)
+                raise
+            os.replace(staged, _manifest_path(path))
+        except OSError as error:
+            raise EngineError(
+                f"Cannot save the engine to {path}: {error.strerror or error}. What lay there before is untouched."
+            ) from error
         return path
 
 
@@ -168,20 +210,15 @@ def open_engine(path: str | os.PathLike[str], model: Computable | None = None) -
         model: the graph it was built from, for `fusion_map` and to run without a GPU.
 
     Raises:
-        EngineError: a file is missing or damaged, another TensorRT built it, or `model` is not the one it was built
-        from.
+        EngineError: a file is missing or damaged, another TensorRT built it, a newer trtkit wrote it, or `model` is not
+        the one it was built from.
     """
     path = Path(path)
     if not path.is_file():
         raise EngineError(f"No such engine: {path}.")
-    facts = _read_manifest(path)
     plan = path.read_bytes()
+    facts = _facts_of(path, hashlib.sha256(plan).hexdigest())
     manifest = facts["manifest"]
-    if hashlib.sha256(plan).hexdigest() != manifest["plan_sha256"]:
-        raise EngineError(
-            f"{path} is not what was saved: its content does not match its manifest. It was cut off, changed, or "
-            "another engine was put in its place; build it again."
-        )
     library = find()
     built = (manifest["tensorrt"], manifest["version"])
     if library is not None and built != (library.name, library.version):
@@ -197,11 +234,13 @@ def open_engine(path: str | os.PathLike[str], model: Computable | None = None) -
     return Engine(plan, manifest, facts["layers"], model)
 
 
+FORMAT = 2  # of the manifest: 1 had neither this number nor a checksum
 # What an Engine reads from its manifest later on.
 _FIELDS = (
     "tensorrt",
     "version",
     "model",
+    "model_sha256",
     "precision",
     "profiles",
     "compute_capabilities",
@@ -214,8 +253,36 @@ def _manifest_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = _manifest_path(path)
+def _staged_path(path: Path) -> Path:
+    """Where the manifest waits until its plan lies there too."""
+    return path.with_name(path.name + ".json.new")
+
+
+def _manifest_bytes(engine: Engine) -> bytes:
+    facts = {"format": FORMAT, "manifest": engine.manifest, "layers": [layer._asdict() for layer in engine.layers]}
+    return json.dumps({**facts, "sha256": _checksum(facts)}, indent=1).encode()
+
+
+def _checksum(facts: Mapping[str, Any]) -> str:
+    """Of the manifest and the layers as JSON says them, whatever the order and the white space."""
+    said = json.dumps([facts["manifest"], facts["layers"]], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _facts_of(path: Path, plan_sha256: str) -> dict[str, Any]:
+    """The manifest of the plan with this checksum: where `save` was killed half-way, it is the one that waits."""
+    staged = _staged_path(path)
+    for file in (_manifest_path(path), *([staged] if staged.is_file() else [])):
+        facts = _read_manifest(file, path)
+        if facts["manifest"]["plan_sha256"] == plan_sha256:
+            return facts
+    raise EngineError(
+        f"{path} is not what was saved: its content does not match its manifest. It was cut off, changed, or "
+        "another engine was put in its place; build it again."
+    )
+
+
+def _read_manifest(file: Path, path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise EngineError(
             f"{path} has no manifest beside it ({file.name}), so nobody can say which TensorRT built it from "
@@ -223,11 +290,19 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         )
     try:
         facts = json.loads(file.read_text())
+        format_ = facts.get("format", 1)
+        if isinstance(format_, int) and format_ > FORMAT:
+            raise EngineError(
+                f"{file} has format {format_} and this trtkit reads {FORMAT} and older: a newer trtkit wrote it. "
+                "Update trtkit, or build the engine again."
+            )
+        if (format_ != 1 or "sha256" in facts) and facts["sha256"] != _checksum(facts):
+            raise ValueError("its checksum does not match")
         facts["layers"] = [_layer(entry) for entry in facts["layers"]]
         missing = [field for field in _FIELDS if field not in facts["manifest"]]
         if missing:
             raise KeyError(*missing)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(f"{file} is damaged ({error!r}). Build the engine again.") from error
     return cast(dict[str, Any], facts)
 

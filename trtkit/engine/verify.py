@@ -162,7 +162,7 @@ def verify_engine(engine: Engine, data: Iterable[Any] | None = None, tolerance: 
     graph_outputs = _run_exactly(model, samples)
     checks, notes = [], []
     if model.origin is not model:
-        checks += _against_origin(model, samples, graph_outputs, tolerance)
+        checks += against_origin(model, samples, graph_outputs, tolerance)
     if engine.runs_here:
         with engine.open("cuda") as session:
             runs = [[session.run(sample) for sample in samples] for _ in range(_RUNS)]
@@ -197,7 +197,7 @@ def _worst(runs: list[list[Check]]) -> list[Check]:
     ]
 
 
-def _against_origin(
+def against_origin(
     model: Computable, samples: list[dict], outputs: list[dict[str, np.ndarray]], tolerance: float | None
 ) -> list[Check]:
     """The rewritten graph against the model as loaded, whose inputs may be of another type (float32, float16)."""

@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from trtkit.graph.shapes import WITH_BODY, has_body
 from trtkit.onnx_file import declare_input, drop_metadata, without_weights
+from trtkit.onnx_graph import type_message
 
 log = logging.getLogger(__name__)
 
@@ -103,14 +103,20 @@ def _merge(value: ir.Value, found: onnx.TypeProto) -> bool:
     new = value.type is None
     if new:
         value.type = ir.serde.deserialize_type_proto_for_type(found)
-    kind = found.WhichOneof("value")
-    if kind != "tensor_type":
-        shape = ir.serde.deserialize_type_proto_for_shape(found)
-        return learn_shape(value, None if shape is None else [_plain(d) for d in shape]) or new
-    if not found.tensor_type.HasField("shape"):
-        return new
-    told = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in found.tensor_type.shape.dim]
-    return learn_shape(value, told) or new
+    return learn_shape(value, _told(found.SerializeToString())) or new
+
+
+@lru_cache(maxsize=1000)
+def _told(found: bytes) -> tuple[int | str | None, ...] | None:
+    """The dimensions in a type's message; many values of a network are of the same type."""
+    shape = ir.serde.deserialize_type_proto_for_shape(onnx.TypeProto.FromString(found))
+    return None if shape is None else tuple(d if isinstance(d, int) else d.value or None for d in shape)
+
+
+@lru_cache(maxsize=1000)
+def frozen_shape(dims: tuple[int | str | None, ...]) -> ir.Shape:
+    """One object for all values of this shape; it is frozen, so that whoever changes one makes another."""
+    return ir.Shape(dims, frozen=True)
 
 
 def learn_shape(value: ir.Value, told: Sequence[int | str | None] | None) -> bool:
@@ -122,7 +128,7 @@ def learn_shape(value: ir.Value, told: Sequence[int | str | None] | None) -> boo
     if told is None:
         return False
     if value.shape is None:
-        value.shape = ir.Shape(told)
+        value.shape = frozen_shape(tuple(told))
         return True
     have = [_plain(d) for d in value.shape]
     if len(have) != len(told) or any(
@@ -132,7 +138,7 @@ def learn_shape(value: ir.Value, told: Sequence[int | str | None] | None) -> boo
         return False
     best = [b if _rank(b) > _rank(a) else a for a, b in zip(have, told, strict=True)]
     if best != have:
-        value.shape = ir.Shape(best)
+        value.shape = frozen_shape(tuple(best))
     return best != have
 
 
@@ -218,16 +224,8 @@ def _repeated(name: str, kind: ir.AttributeType, value: int | str | tuple[int, .
 
 
 @lru_cache(maxsize=1000)
-def _array_type(dtype: np.dtype, shape: tuple[int, ...]) -> onnx.TypeProto:
-    return onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(dtype), shape)
-
-
-@lru_cache(maxsize=1000)
-def _stated_type(dtype: ir.DataType, shape: tuple[int | str | None, ...] | None) -> onnx.TypeProto:
-    proto = ir.serde.serialize_type(ir.TensorType(dtype))
-    if shape is not None:
-        ir.serde.serialize_shape_into(proto, ir.Shape(shape))
-    return proto
+def _stated_type(dtype: ir.DataType, dims: tuple[int | str | None, ...] | None) -> onnx.TypeProto:
+    return type_message(ir.TensorType(dtype), None if dims is None else frozen_shape(dims))
 
 
 @lru_cache(maxsize=1000)
@@ -242,18 +240,16 @@ def output_types(node: ir.Node, opset: int) -> dict[str, onnx.TypeProto]:
     for value in node.inputs:
         if value is None or not value.name:
             continue
-        data = _data(value)
-        if data is not None:
-            types[value.name] = _array_type(data.dtype, data.shape)
-            if data.size <= _SMALL:
-                small[value.name] = onnx.numpy_helper.from_array(data, value.name)
+        tensor = _constant(value)
+        if tensor is not None:
+            types[value.name] = _stated_type(tensor.dtype, tensor.shape.numpy())
+            if tensor.size <= _SMALL:
+                small[value.name] = ir.serde.serialize_tensor(tensor)
         elif type(value.type) is ir.TensorType:
             shape = None if value.shape is None else tuple(_plain(d) for d in value.shape)
             types[value.name] = _stated_type(value.type.dtype, shape)
         elif value.type is not None:
-            types[value.name] = ir.serde.serialize_type(value.type)
-            if value.shape is not None:
-                ir.serde.serialize_shape_into(types[value.name], value.shape)
+            types[value.name] = type_message(value.type, value.shape)
     try:
         schema, imports = _schema(node.op_type, opset)
         return onnx.shape_inference.infer_node_outputs(schema, bare_node(node), types, small, opset_imports=imports)
@@ -262,12 +258,12 @@ def output_types(node: ir.Node, opset: int) -> dict[str, onnx.TypeProto]:
         return {}
 
 
-def _data(value: ir.Value) -> np.ndarray | None:
-    """The array behind an initialiser that nobody can override, or behind a Constant."""
+def _constant(value: ir.Value) -> ir.TensorProtocol | None:
+    """The tensor behind an initialiser that nobody can override, or behind a Constant."""
     node = value.producer()
     if value.is_graph_input() or (
         node is not None and (node.op_type != "Constant" or "sparse_value" in node.attributes)
     ):
         return None
     tensor = value.const_value if node is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None or tensor.dtype == ir.DataType.STRING else tensor.numpy()
+    return None if tensor is None or tensor.dtype == ir.DataType.STRING else tensor

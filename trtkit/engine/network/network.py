@@ -159,7 +159,7 @@ class Network:
     def reference(self) -> Evaluator:
         return Evaluator(self.definition)
 
-    def open_reference(self, *, exact: bool = False) -> Evaluator:
+    def open_reference(self, *, exact: bool = False, threads: int = 0) -> Evaluator:
         return self.reference
 
     @cached_property
@@ -213,7 +213,7 @@ class Original:
         self._framework = network.framework
         self.reference = self
 
-    def open_reference(self, *, exact: bool = False) -> Original:
+    def open_reference(self, *, exact: bool = False, threads: int = 0) -> Original:
         return self
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
