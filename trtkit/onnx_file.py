@@ -230,8 +230,8 @@ def chunks(model: ir.Model) -> Iterator[Chunk]:
     proto, large = without_weights(model)
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
-    heads = [_head(value) for value in large]
     sizes = [_raw_size(value) for value in large]
+    heads = [_head(value, size) for value, size in zip(large, sizes, strict=True)]
     yield proto.SerializeToString()
     yield _prefix(_GRAPH, len(graph) + sum(map(len, heads)) + sum(sizes))
     yield graph
@@ -252,9 +252,9 @@ def _raw_size(value: ir.Value) -> int:
     return math.prod(weight.shape.numpy()) * weight.dtype.bitwidth // 8 if whole_bytes(weight.dtype) else 0
 
 
-def _head(value: ir.Value) -> bytes:
-    """An initialiser's message up to its bytes; the whole message where none are written past protobuf."""
-    weight, size = _tensor_of(value), _raw_size(value)
+def _head(value: ir.Value, size: int) -> bytes:
+    """An initialiser's message up to its `size` bytes; the whole message where none are written past protobuf."""
+    weight = _tensor_of(value)
     if not size:
         info = ir.serde.serialize_tensor(weight)
         info.name = value.name or ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.passes.graphs import parse
+from tests.quant.nets import peak_bytes
 from trtkit.errors import DataError, ModelError
 from trtkit.graph.taps import Taps
+from trtkit.model import Model
 from trtkit.quant.calibrate import (
     DEFAULT_METHOD,
     METHODS,
@@ -165,21 +166,11 @@ def test_progress_and_a_generator() -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_batches() -> None:
-    model = parse("a = Relu(x)  y = Neg(a)", "float[n, 1000] x", "float[n, 1000] y")
+    def work(model: Model, batches: Iterator[np.ndarray]) -> None:
+        calibrate(model, batches, ["x", "a"], "entropy")
 
-    def stream(count: int) -> Iterator[np.ndarray]:
-        for i in range(count):
-            yield np.full((100, 1000), i % 3, np.float32)
-
-    def peak(count: int) -> int:
-        tracemalloc.start()
-        calibrate(model, stream(count), ["x", "a"], "entropy")
-        _, most = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        return most
-
-    peak(2)
-    assert peak(40) < 1.2 * peak(4)
+    peak_bytes(work, 2)
+    assert peak_bytes(work, 40) < 1.2 * peak_bytes(work, 4)
 
 
 def test_errors_name_the_tensor_and_the_batch() -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 
-from tests.passes.graphs import parse
-from trtkit.importers import load
+from tests.quant.nets import net, peak_bytes
 from trtkit.model import Model
 from trtkit.quant.calibrate import Calibration, calibrate
 from trtkit.quant.moments import MomentsObserver, along_weight, best_scales, expected_error
@@ -20,17 +17,6 @@ from trtkit.quant.qdq import FP8_CODES, QUANTIZABLE, channel_axis, moments_of, q
 from trtkit.quant.sensitivity import Sensitivities
 
 SHAPE = (8, 4, 6, 6)
-
-
-def net(nodes: str, weights: dict[str, tuple[int, ...]], outputs: str) -> Model:
-    given = "".join(f", float[{','.join(map(str, shape))}] {name}" for name, shape in weights.items())
-    proto = parse(nodes, f"float[n, {', '.join(map(str, SHAPE[1:]))}] x{given}", outputs).to_proto()
-    rng = np.random.default_rng(5)
-    for value in list(proto.graph.input)[1:]:
-        array = rng.standard_normal(weights[value.name]).astype(np.float32)
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
-        proto.graph.input.remove(value)
-    return load(proto)
 
 
 def weight_of(model: Model, name: str = "w") -> np.ndarray:
@@ -206,18 +192,8 @@ def test_int8_gathers_none() -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_batches() -> None:
-    model = parse("a = Relu(x)  y = Neg(a)", "float[n, 1000] x", "float[n, 1000] y")
+    def work(model: Model, batches: Iterator[np.ndarray]) -> None:
+        calibrate(model, batches, ["x"], "max", moments=[("x", -1), ("a", 1)])
 
-    def stream(count: int) -> Iterator[np.ndarray]:
-        for i in range(count):
-            yield np.full((100, 1000), i % 3, np.float32)
-
-    def peak(count: int) -> int:
-        tracemalloc.start()
-        calibrate(model, stream(count), ["x"], "max", moments=[("x", -1), ("a", 1)])
-        _, most = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        return most
-
-    peak(2)
-    assert peak(40) < 1.1 * peak(4)
+    peak_bytes(work, 2)
+    assert peak_bytes(work, 40) < 1.1 * peak_bytes(work, 4)

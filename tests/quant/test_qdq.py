@@ -11,25 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tests.passes.graphs import parse
+from tests.quant.nets import net
 from trtkit.errors import DataError, ModelError
 from trtkit.importers import load
 from trtkit.model import Model
 from trtkit.quant.autocast import autocast
 from trtkit.quant.calibrate import Calibration
 from trtkit.quant.qdq import QUANTIZABLE, observable, quantize, quantize_report, quantize_weight
-
-
-def net(nodes: str, weights: dict[str, tuple[int, ...]], outputs: str = "float[n, 4, 6, 6] y") -> Model:
-    """A network on x (n, 4, 6, 6) with random weights of the given shapes."""
-    given = "".join(f", float[{','.join(map(str, shape))}] {name}" for name, shape in weights.items())
-    proto = parse(nodes, f"float[n, 4, 6, 6] x{given}", outputs).to_proto()
-    rng = np.random.default_rng(0)
-    for value in list(proto.graph.input)[1:]:
-        data = rng.standard_normal(weights[value.name]).astype(np.float32)
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(data, value.name))
-        proto.graph.input.remove(value)
-    return load(proto)
 
 
 def data(count: int = 2) -> list[np.ndarray]:

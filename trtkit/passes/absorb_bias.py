@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trtkit.passes.common import Rewrite, array, dims, initializer, remove, replace, single_use
-from trtkit.passes.match import made_by
+from trtkit.passes.match import added_constant, made_by
 
 # The weights grow by 1 / scale: a channel that the normalisation all but switches off would get huge ones.
 _SMALLEST_SCALE = 1 / 16
@@ -92,7 +92,7 @@ class AbsorbBias(Rewrite):
         node.resize_inputs(3)
         put(node, 2, shift + growth)
         for product, add, weight in readers:
-            place, bias = _constant(add)
+            place, bias = added_constant(add)
             if weight is None:
                 assert add is not None
                 put(add, place, bias - growth)
@@ -113,7 +113,7 @@ def _reader(node: ir.Node, place: int, x: ir.Value) -> _Reader | None:
     other = node.inputs[1 - place]
     add = made_by(other, "Add")
     width = (dims(x) or ())[-1]
-    if add is None or other is None or not single_use(other) or _constant(add)[1].shape != (width,):
+    if add is None or other is None or not single_use(other) or added_constant(add)[1].shape != (width,):
         return None
     return _Reader(node, add, None)
 
@@ -126,12 +126,4 @@ def _added(value: ir.Value, weight: np.ndarray) -> ir.Node | None:
     add = use.node
     if add.op_type != "Add" or add.domain != "" or add.graph is not value.graph or add.outputs[0].is_graph_output():
         return None
-    return add if _constant(add)[1].shape == weight.shape[1:] else None
-
-
-def _constant(add: ir.Node | None) -> tuple[int, np.ndarray]:
-    """The constant that an Add adds and its place among the inputs; without either, a zero that fits everything."""
-    for place, value in enumerate(add.inputs if add is not None else ()):
-        if (data := array(value)) is not None:
-            return place, data
-    return 0, np.zeros(())
+    return add if added_constant(add)[1].shape == weight.shape[1:] else None

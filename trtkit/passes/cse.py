@@ -38,22 +38,19 @@ class ShareSubexpressions(Rewrite):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         self._begin(model)
-        self._scope(model.graph, [])
+        self._scope(model.graph, {})
         return ir.passes.PassResult(model, modified=bool(self.done))
 
-    def _scope(self, graph: ir.Graph, outer: list[dict[Key, ir.Node]]) -> None:
-        here: dict[Key, ir.Node] = {}
-        scopes = [here, *outer]
+    def _scope(self, graph: ir.Graph, first: dict[Key, ir.Node]) -> None:
+        """`first` has the nodes that come before this graph; this graph's join them, in a copy those of its bodies."""
         for node in graph:
             if node.op_type in _NEVER or node.domain != "":
                 for body in bodies(node):
-                    self._scope(body, scopes)
+                    self._scope(body, dict(first))
                 continue
             key = _key(node)
-            twin = None if key is None else next((scope[key] for scope in scopes if key in scope), None)
-            if key is not None and twin is None:
-                here[key] = node
-            elif twin is not None and _share(node, twin):
+            twin = node if key is None else first.setdefault(key, node)
+            if twin is not node and _share(node, twin):
                 self.done[f"{node.op_type} shared"] += 1
 
 

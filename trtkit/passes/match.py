@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import onnx_ir as ir
 
 from trtkit.passes.common import array, single_use
@@ -30,6 +31,14 @@ def with_scalar(node: ir.Node | None) -> tuple[ir.Value, float] | None:
         if number is not None and other is not None:
             return other, number
     return None
+
+
+def added_constant(add: ir.Node | None) -> tuple[int, np.ndarray]:
+    """The constant that an Add adds and its place among the inputs; without either, a zero that fits everything."""
+    for place, value in enumerate(add.inputs if add is not None else ()):
+        if (data := array(value)) is not None:
+            return place, data
+    return 0, np.zeros(())
 
 
 def near(number: float | None, target: float, tolerance: float = 1e-3) -> bool:

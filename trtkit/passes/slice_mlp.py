@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trtkit.passes.common import Rewrite, array, dims, initializer, remove, replace, single_use
+from trtkit.passes.match import added_constant
 
 PARTS = 4
 _POINTWISE = frozenset({
@@ -49,7 +50,8 @@ class SliceMlp(Rewrite):
             return None
         (use,) = first.outputs[0].uses()
         add = use.node
-        bias = _bias(add, weight.shape[1])
+        place, data = added_constant(add if add.op_type == "Add" and add.domain == "" else None)
+        bias = place if data.shape == weight.shape[1:] else None
         region, second = _pointwise_region(add) if bias is not None else ([], None)
         second_weight = array(second.inputs[1]) if second is not None else None
         if second is None or second_weight is None or second_weight.ndim != 2:
@@ -85,14 +87,6 @@ class SliceMlp(Rewrite):
         for node in (first, *region):
             node.outputs[0].shape = None  # PARTS in front now; inference knows how the rest goes on
         return f"MLP into {PARTS} slices"
-
-
-def _bias(add: ir.Node, width: int) -> int | None:
-    """The position of the constant (width,) that an Add adds, or None."""
-    if add.op_type != "Add" or add.domain != "":
-        return None
-    found = [i for i, value in enumerate(add.inputs) if (data := array(value)) is not None and data.shape == (width,)]
-    return found[0] if len(found) == 1 else None
 
 
 def _pointwise_region(start: ir.Node) -> tuple[list[ir.Node], ir.Node | None]:
