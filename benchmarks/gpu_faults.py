@@ -432,7 +432,8 @@ def try_fault(name: str, options: argparse.Namespace) -> None:
     each_ms = 1e3 * (time.perf_counter() - begin) / len(found)
     measurement = Measurement.from_samples([each_ms], options.device)
     line = f"python3 -m benchmarks.gpu_faults --device {options.device} --only {name}"
-    record.save(f"faults-{options.device}/{name}", measurement, command=line, extra={**counts, "said": list(said)[:12]})
+    record.save(f"faults-{options.device}/{name}", measurement, command=line, unit="s",
+                extra={**counts, "said": list(said)[:12]})  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -34,9 +34,9 @@ import trtkit
 from benchmarks import networks
 from benchmarks.contenders import session_call
 from benchmarks.gpu_step1 import guarded, open_log, say
-from benchmarks.kernel_trace import trace
 from benchmarks.ptq import markdown, products_of
 from trtkit.bench import record
+from trtkit.bench.kernels import trace
 from trtkit.bench.measure import measure
 from trtkit.engine.verify import relative_error
 from trtkit.passes.fix_shapes import fix_shapes
@@ -200,12 +200,12 @@ def heaps(part: Part, form: str, call: Callable[[], Any]) -> dict[str, float]:
     """Microseconds of a call in kernels of matrix products and in all others, and in pauses between them; CUPTI's."""
     kernels = trace(call)
     for kernel in kernels:
-        log.info("%s %s kernel %7.2f %7.2f %s", part.key, form, kernel.pause, kernel.duration, kernel.name)
+        log.info("%s %s kernel %7.2f %7.2f %s", part.key, form, kernel.charged, kernel.duration, kernel.name)
     product = [k for k in kernels if is_product(k.name)]
     total = sum(k.duration for k in kernels)
     inside = sum(k.duration for k in product)
     return {"products": round(inside, 1), "others": round(total - inside, 1), "number_of_products": len(product),
-            "pauses": round(sum(k.pause for k in kernels), 1)}  # fmt: skip
+            "pauses": round(sum(k.charged for k in kernels) - total, 1)}  # fmt: skip
 
 
 def is_product(name: str) -> bool:

@@ -67,11 +67,11 @@ def _loops(engine: Any, session: Any, tensor: torch.Tensor, device: str) -> dict
     feed = {name: tensor if device == "cuda" else tensor.numpy()}
     loops: dict[str, Callable[[], Any]] = {"session": lambda: session.run(feed)}
     if device == "cuda":
-        loops |= {"execute-async": _bare_runtime(engine, tensor), "graph-replay": _bare_replay(session, feed)}
+        loops |= {"execute-async": bare_runtime(engine, tensor), "graph-replay": bare_replay(session, feed)}
     return loops
 
 
-def _bare_replay(session: Any, feed: dict[str, Any]) -> Callable[[], Any]:
+def bare_replay(session: Any, feed: dict[str, Any]) -> Callable[[], Any]:
     """The CUDA graph that the session replays, launched by the driver on the session's stream."""
     from cuda.bindings import driver
 
@@ -81,7 +81,7 @@ def _bare_replay(session: Any, feed: dict[str, Any]) -> Callable[[], Any]:
     return lambda: launch(graph, stream)
 
 
-def _bare_runtime(engine: Any, tensor: torch.Tensor) -> Callable[[], Any]:
+def bare_runtime(engine: Any, tensor: torch.Tensor) -> Callable[[], Any]:
     """TensorRT's own runtime with nothing around it."""
     from trtkit.engine.trt import trt
 

@@ -10,13 +10,14 @@ out is the same.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 
 _KIND = ir.AttributeType
+_Values = dict[str, ir.Value | None]  # by name; "" is an input that is left out
 
 
 class _Rare(Exception):
@@ -37,7 +38,7 @@ def read(proto: onnx.ModelProto) -> ir.Model:
     if proto.functions or proto.configuration:
         return ir.from_proto(proto)
     try:
-        graph = _Reader().graph(proto.graph, [])
+        graph = _Reader().graph(proto.graph, {"": None})
     except _Rare:
         return ir.from_proto(proto)
     graph.opset_imports.update({entry.domain: entry.version for entry in proto.opset_import})
@@ -54,21 +55,22 @@ class _Reader:
         self._attributes: dict[bytes, ir.Attr] = {}
         self._shapes: dict[tuple[int, ...], ir.Shape] = {}
 
-    def graph(self, proto: onnx.GraphProto, outer: list[dict[str, ir.Value]]) -> ir.Graph:
-        """A graph and its bodies; `outer` are the values of the graphs around it by name."""
+    def graph(self, proto: onnx.GraphProto, outer: _Values) -> ir.Graph:
+        """A graph and its bodies; `outer` are the values of the graphs around it."""
         if proto.quantization_annotation or proto.sparse_initializer:
             raise _Rare
         infos = {info.name: info for info in proto.value_info}
         inputs = [self._value(info.name, info) for info in proto.input]
-        values = {value.name or "": value for value in inputs}
-        weights = [self._weight(tensor, values, infos) for tensor in proto.initializer]
-        scopes = [values, *outer]
-        nodes = [self._node(node, scopes, infos) for node in proto.node]
+        own = {value.name or "": value for value in inputs}
+        weights = [self._weight(tensor, own, infos) for tensor in proto.initializer]
+        values: _Values = {**outer, **own}
+        nodes = [self._node(node, values, infos) for node in proto.node]
         outputs = []
         for info in proto.output:
-            if info.name not in values:
+            value = values.get(info.name)
+            if value is None or value is outer.get(info.name):
                 raise _Rare
-            outputs.append(self._describe(values[info.name], info))
+            outputs.append(self._describe(value, info))
         return ir.Graph(
             inputs, outputs, nodes=nodes, initializers=weights, doc_string=proto.doc_string or None,
             name=proto.name if proto.HasField("name") else None, metadata_props=_facts(proto),
@@ -117,49 +119,42 @@ class _Reader:
         values[name] = value
         return self._describe(value, infos[name]) if name in infos else value
 
-    def _node(
-        self, proto: onnx.NodeProto, scopes: list[dict[str, ir.Value]], infos: Mapping[str, onnx.ValueInfoProto]
-    ) -> ir.Node:
+    def _node(self, proto: onnx.NodeProto, values: _Values, infos: Mapping[str, onnx.ValueInfoProto]) -> ir.Node:
         if proto.device_configurations:
             raise _Rare
-        inputs = [_found(name, scopes) if name else None for name in proto.input]
+        try:
+            inputs = [values[name] for name in proto.input]
+        except KeyError as error:  # out of order, or not there at all
+            raise _Rare from error
         outputs = []
         for name in proto.output:
             value = self._value(name, infos.get(name) if name else None)
             if name:
-                if any(name in values for values in scopes):
+                if name in values:
                     raise _Rare  # serde says what is wrong with it, or whose the name is
-                scopes[0][name] = value
+                values[name] = value
             outputs.append(value)
         return ir.Node(
-            proto.domain, proto.op_type, inputs, [self._attribute(each, scopes) for each in proto.attribute],
+            proto.domain, proto.op_type, inputs, [self._attribute(each, values) for each in proto.attribute],
             overload=proto.overload, outputs=outputs, name=proto.name, doc_string=proto.doc_string or None,
             metadata_props=_facts(proto),
         )  # fmt: skip
 
-    def _attribute(self, proto: onnx.AttributeProto, scopes: list[dict[str, ir.Value]]) -> ir.Attr:
-        if proto.type == onnx.AttributeProto.TENSOR and not proto.ref_attr_name:  # each its own: tensors are renamed
+    def _attribute(self, proto: onnx.AttributeProto, values: _Values) -> ir.Attr:
+        kind = int(proto.type)
+        if kind == _KIND.TENSOR and not proto.ref_attr_name:  # each its own: tensors are renamed
             return ir.AttrTensor(proto.name, ir.serde.deserialize_tensor(proto.t), proto.doc_string or None)
-        if proto.type == onnx.AttributeProto.GRAPH:
+        if kind == _KIND.GRAPH:
             if proto.ref_attr_name:
                 raise _Rare
-            return ir.AttrGraph(proto.name, self.graph(proto.g, scopes), doc_string=proto.doc_string or None)
-        if proto.type in (onnx.AttributeProto.GRAPHS, onnx.AttributeProto.TENSORS):
+            return ir.AttrGraph(proto.name, self.graph(proto.g, values), doc_string=proto.doc_string or None)
+        if kind in (_KIND.GRAPHS, _KIND.TENSORS):
             raise _Rare
         text = proto.SerializeToString()
         known = self._attributes.get(text)
         if known is None:
             known = self._attributes[text] = ir.serde.deserialize_attribute(proto)
         return known
-
-
-def _found(name: str, scopes: list[dict[str, ir.Value]]) -> ir.Value:
-    """The value of this name in the innermost graph that has one."""
-    for values in scopes:
-        value = values.get(name)
-        if value is not None:
-            return value
-    raise _Rare  # out of order, or not there at all
 
 
 def _facts(proto: Any) -> dict[str, str] | None:
@@ -200,7 +195,7 @@ class _Writer:
 
     def __init__(self, noted: bool) -> None:
         self._noted = noted
-        self._types: dict[tuple[ir.DataType, Hashable], onnx.TypeProto] = {}
+        self._types: dict[tuple[ir.DataType, int], onnx.TypeProto] = {}  # by type and the shape's id
         self._attributes: dict[int, onnx.AttributeProto] = {}
 
     def graph(self, proto: onnx.GraphProto, graph: ir.Graph, initializers: Mapping[str, ir.Value]) -> None:
@@ -232,16 +227,19 @@ class _Writer:
         if value._metadata or not value.name:  # a quantisation annotation, or an output that nobody wants
             raise _Rare
         kind, shape = value.type, value.shape
+        info = infos.add(name=value.name)
         if type(kind) is ir.TensorType and not kind.denotation:
-            key = kind.dtype, _dims(shape)
+            key = kind.dtype, id(shape)
             stated = self._types.get(key)
             if stated is None:
-                stated = self._types[key] = _type(kind, shape)
-        else:
-            stated = None if kind is None else _type(kind, shape)
-        info = infos.add(name=value.name, type=stated, doc_string=value.doc_string or None)
+                stated = self._types[key] = type_message(kind, shape)
+            info.type.CopyFrom(stated)
+        elif kind is not None:
+            info.type.CopyFrom(type_message(kind, shape))
+        if value.doc_string:
+            info.doc_string = value.doc_string
         if value._metadata_props:
-            _note(info, value.metadata_props)
+            _note(info, value._metadata_props)
 
     def _node(self, nodes: Any, node: ir.Node) -> None:
         if getattr(node, "device_configurations", None):
@@ -249,14 +247,20 @@ class _Writer:
         outputs = [value.name for value in node.outputs]
         while outputs and not outputs[-1]:
             outputs.pop()
-        proto = nodes.add(
-            op_type=node.op_type, domain=node.domain or None, name=node.name or None, overload=node.overload or None,
-            input=["" if value is None else value.name for value in node.inputs], output=outputs,
-        )  # fmt: skip
+        proto = nodes.add(op_type=node.op_type)
+        proto.input.extend(["" if value is None else value.name for value in node.inputs])
+        proto.output.extend(outputs)
+        if node.name:
+            proto.name = node.name
+        if node.domain:
+            proto.domain = node.domain
+        if node.overload:
+            proto.overload = node.overload
         if self._noted:
             if node.doc_string:
                 proto.doc_string = node.doc_string
-            _note(proto, node.metadata_props)
+            if node._metadata_props:
+                _note(proto, node._metadata_props)
         for attribute in node.attributes.data.values():
             self._attribute(proto, attribute)
 
@@ -286,12 +290,12 @@ def _is_described(value: ir.Value) -> bool:
     return bool(stated or value.doc_string or value._metadata_props or value._metadata)
 
 
-def _dims(shape: ir.Shape | None) -> Hashable:
-    """What shapes with equal messages have in common."""
-    return shape if shape is None else (*shape, *map(shape.get_denotation, range(len(shape))))
+def type_message(kind: ir.TypeProtocol, shape: ir.Shape | None) -> onnx.TypeProto:
+    """What is stated of a value.
 
-
-def _type(kind: ir.TypeProtocol, shape: ir.Shape | None) -> onnx.TypeProto:
+    >>> type_message(ir.TensorType(ir.DataType.FLOAT), ir.Shape(["n", 4])).tensor_type.shape.dim[1].dim_value
+    4
+    """
     proto = ir.serde.serialize_type(kind)
     if shape is not None:
         ir.serde.serialize_shape_into(proto, shape)
@@ -299,5 +303,5 @@ def _type(kind: ir.TypeProtocol, shape: ir.Shape | None) -> onnx.TypeProto:
 
 
 def _note(proto: Any, facts: Mapping[str, str]) -> None:
-    for key in sorted(facts):
-        proto.metadata_props.add(key=key, value=facts[key])
+    for key, value in sorted(facts.items()):
+        proto.metadata_props.add(key=key, value=value)

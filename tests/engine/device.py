@@ -15,6 +15,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +36,7 @@ class Gpu:
         self.handles = itertools.count(7)  # of streams
         self.recording: dict[int, list[Work]] = {}  # by stream
         self.graphs: dict[int, list[Work]] = {}
+        self.functions: dict[str, Callable[..., Any]] = {}  # kernels of one's own: they get addresses and sizes
         self.diary: list[str] = []
         self.capturable = True
         self.fails = False
@@ -250,6 +252,11 @@ def pycuda(gpu: Gpu) -> SimpleNamespace:
         gpu.need_context()
         gpu.put(stream, lambda: array.__setitem__(slice(None), gpu.memory[int(buffer)][: array.size]))
 
+    def start(name: str, *arguments: Any, block: Any, grid: Any, stream: Any) -> None:
+        gpu.need_context()
+        gpu.diary.append(f"start {name} {grid[0]}x{block[0]}")
+        gpu.put(stream, lambda: gpu.functions[name](*map(int, arguments)))
+
     def pop() -> None:
         gpu.need_context()
         gpu.threads.depth -= 1
@@ -270,6 +277,7 @@ def pycuda(gpu: Gpu) -> SimpleNamespace:
         MemoryError=MemoryError,
         memcpy_htod_async=upload,
         memcpy_dtoh_async=download,
+        module_from_buffer=lambda code: SimpleNamespace(get_function=lambda name: partial(start, name)),
     )
 
 

@@ -17,7 +17,8 @@ from trtkit.engine import trt as which
 from trtkit.engine.trt import Library
 
 MODULE = "trtkit.engine.gpu"
-ON_GPU = ("cuda", "allocator", "loaded", "bound", "tensors", "overlap", "gpu")  # what imports PyCUDA or TensorRT
+# what imports PyCUDA or TensorRT
+ON_GPU = ("cuda", "allocator", "loaded", "bound", "tensors", "overlap", "gpu", "kernel_gpu")
 
 
 def batch(size: int, value: float = 1.0) -> np.ndarray:

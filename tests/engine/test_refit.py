@@ -70,9 +70,9 @@ def test_without_a_gpu_it_says_so() -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(MissingError, match="Refit it where it runs"):
         engine_of(linear()).refit(linear(1))
-    for option in ("refittable", "strip"):
+    for options in ({"refittable": True}, {"strip": True}, {"compute_capabilities": "current"}):
         with pytest.raises(MissingError, match="only where a GPU is"):
-            build(linear(), **{option: True})
+            build(linear(), **options)
 
 
 class Library:
@@ -169,7 +169,8 @@ def test_what_a_build_asks_for(monkeypatch: pytest.MonkeyPatch, relu: Model) -> 
     monkeypatch.setattr(build_module, "_in_child", build_nothing)
     manifest = build(relu, strip=True, verify=False).manifest
     assert asked == [(False, True)] and (manifest["stripped"], manifest["refittable"]) == (True, False)
-    assert manifest["built_on"] == [9, 0]
+    assert manifest["built_on"] == [9, 0] and manifest["compute_capabilities"] == []
+    assert build(relu, verify=False, compute_capabilities="current").manifest["compute_capabilities"] == [[9, 0]]
 
 
 def test_the_builder_s_flags() -> None:
@@ -181,3 +182,11 @@ def test_the_builder_s_flags() -> None:
         flags: set[Any] = set()
         _set_refitting(SimpleNamespace(set_flag=flags.add), *options)  # type: ignore[arg-type]
         assert flags == {getattr(trt.BuilderFlag, name) for name in wanted}
+
+
+def test_the_builder_s_target() -> None:
+    from trtkit.engine.child import _set_targets, trt
+
+    named: list[Any] = []
+    config = SimpleNamespace(set_compute_capability=lambda target, place: named.append(target))
+    assert _set_targets(config, "current") == "" and named == [vars(trt)["ComputeCapability"].CURRENT]

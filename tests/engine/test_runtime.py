@@ -124,6 +124,17 @@ def test_closed_while_batches_are_under_way(gpu: device.Gpu, opened: Opened) -> 
             next(outputs)
 
 
+def test_large_arrays_are_staged_whole(gpu: device.Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["trtkit.engine.cuda"]
+    monkeypatch.setattr(module, "_SPLIT_BYTES", 64)
+    for copiers in (1, 3, 4):
+        monkeypatch.setattr(module, "_COPIERS", copiers)
+        for count in (1, 15, 16, 17, 1001):
+            array, to = np.arange(count, dtype=np.float32).reshape(1, -1), np.zeros((1, count), np.float32)
+            module.stage(to, array)  # type: ignore[attr-defined]
+            np.testing.assert_array_equal(to, array)
+
+
 # Outputs whose shape depends on the data
 
 

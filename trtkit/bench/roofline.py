@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from trtkit.bench.measure import measure
+from trtkit.bench.torch_peers import best_footing
+from trtkit.errors import MissingError
 
 
 @dataclass(frozen=True)
@@ -45,3 +47,31 @@ def measure_cpu(size: int = 768, copied: int = 1 << 26) -> Machine:
     target = np.empty_like(source)
     copy = measure(lambda: np.copyto(target, source), warmup=2, min_runs=10, min_seconds=0.1)
     return Machine(cpu(), 2 * size**3 / product.median_ms * 1e3, 2 * copied / copy.median_ms * 1e3)
+
+
+def measure_gpu(precision: str = "fp16", size: int = 8192, copied: int = 1 << 30) -> Machine:
+    """Measure the GPU through PyTorch: a matrix product of `size` in "fp16", "bf16" or "fp32" (TF32), and a copy.
+
+    Rates of the fastest runs, since a roof is what can be reached. The data sheet promises more: a GPU that multiplies
+    at full power lowers its clock.
+
+    Raises MissingError when there is no GPU to measure.
+    """
+    import torch
+
+    from trtkit.engine.device import gpu
+
+    card = gpu()
+    if card is None or not torch.cuda.is_available():
+        raise MissingError("measure_gpu() needs a GPU that PyTorch can use; measure_cpu() measures this processor.")
+    best_footing()  # TF32, as TensorRT has it
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    product = measure(lambda: torch.mm(a, b, out=out), warmup=5, min_runs=20, min_seconds=0.2, device="cuda")
+    source = torch.empty(copied // 4, device="cuda")
+    target = torch.empty_like(source)
+    copy = measure(lambda: target.copy_(source), warmup=5, min_runs=20, min_seconds=0.1, device="cuda")
+    name = f"{card.name}, measured, {precision.upper()}"
+    fastest = [1e-3 * float(found.samples_ms.min()) for found in (product, copy)]
+    return Machine(name, 2 * size**3 / fastest[0], 2 * copied / fastest[1])

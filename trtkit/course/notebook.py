@@ -9,6 +9,7 @@ import inspect
 import io
 import textwrap
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,27 @@ def show_source(obj: Callable[..., Any] | type) -> Rich:
     code = without_example(textwrap.dedent(inspect.getsource(obj)))
     where = short_name(inspect.getsourcefile(obj) or "")
     return Rich(_highlighted(code, where), code)
+
+
+def show_part(module: str, name: str) -> Rich:
+    """Like `show_source` for a function, class or method of a module that only a machine with a GPU can import.
+
+    >>> print(show_part("trtkit.engine.cuda", "as_bytes"))
+    def as_bytes(array: np.ndarray) -> np.ndarray:
+        return array.reshape(-1).view(np.uint8)
+    """
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise DataError(f"There is no module {module!r} to show source of.")
+    text = Path(spec.origin).read_text(encoding="utf-8")
+    node: Any = ast.parse(text)
+    for part in name.split("."):
+        node = next((child for child in node.body if getattr(child, "name", "") == part), None)
+        if node is None:
+            raise DataError(f"{module} has no {name!r}.")
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    code = without_example(textwrap.dedent("\n".join(text.split("\n")[first - 1 : node.end_lineno])))
+    return Rich(_highlighted(code, short_name(spec.origin)), code)
 
 
 def short_name(path: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtkit.engine.allocator import OutputAllocator
-from trtkit.engine.cuda import as_bytes, check, cuda, device_memory, driver, pinned
+from trtkit.engine.cuda import as_bytes, check, cuda, device_memory, driver, pinned, stage
 from trtkit.engine.loaded import Shapes
 from trtkit.errors import EngineError
 from trtkit.model import TensorInfo
@@ -137,7 +137,7 @@ class HostBound(Bound):
     def upload(self, arrays: Mapping[str, np.ndarray], stream: Any) -> None:
         """Copy the inputs to pinned memory now, and from there to the GPU on a stream."""
         for name, array in arrays.items():
-            np.copyto(self.pinned[name], array)
+            stage(self.pinned[name], array)
             cuda.memcpy_htod_async(self.buffers[name], as_bytes(self.pinned[name]), stream)
 
     def download(self, stream: Any) -> None:

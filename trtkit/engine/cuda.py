@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,8 @@ except ImportError as error:
         "open('cpu') runs its graph without them."
     ) from error
 
+_SPLIT_BYTES = 2 << 20  # below that, waking threads takes longer than they gain
+_COPIERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 NON_BLOCKING = 1  # a stream that does not wait for the default stream, nor that one for it (CU_STREAM_NON_BLOCKING)
 
 atexit.register(close_all)  # once more: what is registered last runs first, and PyCUDA lets its context go at exit
@@ -73,6 +78,23 @@ def pinned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     # made as bytes and then viewed: PyCUDA does not know bfloat16
     raw: np.ndarray = cuda.pagelocked_empty(max(1, int(np.prod(shape)) * dtype.itemsize), np.uint8)
     return raw[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
+
+
+def stage(to: np.ndarray, array: np.ndarray) -> None:
+    """Copy a contiguous array into pinned memory, a large one in several threads: one core is slower than the bus."""
+    if array.nbytes >= _SPLIT_BYTES and _COPIERS > 1:
+        target, source = as_bytes(to), as_bytes(array)
+        step = -(-source.size // _COPIERS)
+        parts = [slice(start, start + step) for start in range(0, source.size, step)]
+        with contextlib.suppress(RuntimeError):  # the interpreter is ending: no thread is started any more
+            list(_copiers().map(lambda part: np.copyto(target[part], source[part]), parts))
+            return
+    np.copyto(to, array)
+
+
+@cache
+def _copiers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_COPIERS, thread_name_prefix="copying to pinned memory")
 
 
 def as_bytes(array: np.ndarray) -> np.ndarray:

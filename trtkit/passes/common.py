@@ -13,11 +13,11 @@ import onnx_ir as ir
 from trtkit.graph.shapes import WITH_BODY, bodies, graphs_of
 from trtkit.model import Model
 from trtkit.passes.index import Index
-from trtkit.passes.inference import infer_node, infer_shapes
+from trtkit.passes.inference import Answers, frozen_shape, infer_node, infer_shapes
 
 __all__ = [
-    "Dims", "Learner", "Names", "Rewrite", "array", "bodies", "constant", "dims", "graphs_of", "infer_shapes",
-    "initializer", "is_used", "let_go", "remove", "replace", "single_use", "type_of", "working_copy",
+    "Dims", "Learner", "Names", "Rewrite", "array", "bodies", "constant", "dims", "drop_unused", "graphs_of",
+    "infer_shapes", "initializer", "is_used", "let_go", "remove", "replace", "single_use", "type_of", "working_copy",
 ]  # fmt: skip
 
 Dims = tuple[int | str | None, ...]  # a number, the name of a symbolic dimension, or None where nothing is known
@@ -86,6 +86,7 @@ class Learner(Rewrite):
     def _begin(self, model: ir.Model) -> None:
         super()._begin(model)
         self._told: set[ir.Node] = set()
+        self._answers: Answers = {}
 
     def tell(self, nodes: Iterable[ir.Node]) -> None:
         """These come later in the walk than the node that is being rewritten."""
@@ -96,8 +97,11 @@ class Learner(Rewrite):
         for node in index.of(()):
             if (not ops or node.op_type in ops) and (what := rewrite(node)):
                 self.done[what] += 1
-            elif node in told and all(v.type is not None for v in node.outputs) and infer_node(node, self.opset):
+            elif node in told and all(v.type is not None for v in node.outputs) and self._infer(node):
                 self.tell(reader for value in node.outputs for reader, _ in value.uses())
+
+    def _infer(self, node: ir.Node) -> bool:
+        return infer_node(node, self.opset, self._answers)
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
@@ -155,15 +159,22 @@ def remove(nodes: ir.Node | Iterable[ir.Node]) -> None:
     """Take nodes that nobody reads any more out of their graph."""
     for node in tuple(nodes) if isinstance(nodes, Iterable) else (nodes,):
         assert node.graph is not None
-        _let_go_inside(node)
-        node.graph.remove(node, safe=True)
+        if any(map(is_used, node.outputs)):
+            raise ValueError(f"{node.name!r} is still read: nothing may be removed that somebody needs.")
+        let_go(node)
+        node.graph.remove(node)
 
 
 def let_go(node: ir.Node) -> None:
-    """Take a node, about to be removed, off its inputs, and the nodes in its bodies off what they read outside."""
+    """Take a node, about to be removed, off its inputs, and the nodes in its bodies off what they read outside.
+
+    `replace_input_with` would make a new tuple of all inputs for each of them.
+    """
     _let_go_inside(node)
-    for place in range(len(node.inputs)):
-        node.replace_input_with(place, None)
+    for place, value in enumerate(node.inputs):
+        if value is not None:
+            value._remove_usage(node, place)
+    node._inputs = (None,) * len(node.inputs)
 
 
 def _let_go_inside(node: ir.Node) -> None:
@@ -209,9 +220,16 @@ class Names:
 def initializer(graph: ir.Graph, name: str, data: np.ndarray, dtype: ir.DataType | None = None) -> ir.Value:
     """A new initialiser of `graph`, whose name must be free: see `Names`."""
     tensor = ir.Tensor(data, dtype=dtype, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=frozen_shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def drop_unused(value: ir.Value) -> None:
+    """Take an initialiser that nobody reads any more out of its graph; the interface stays."""
+    graph = value.graph
+    if value.is_initializer() and graph is not None and not is_used(value) and not value.is_graph_input():
+        del graph.initializers[value.name or ""]
 
 
 def single_use(value: ir.Value) -> bool:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from trtkit.graph.shapes import WITH_BODY, has_body
 from trtkit.onnx_file import declare_input, drop_metadata, without_weights
+from trtkit.onnx_graph import type_message
 
 log = logging.getLogger(__name__)
 
 _SCALED = {"Resize", "Upsample"}  # whose sizes follow from floating-point numbers
 _ONE_BY_ONE = 8  # inferring a node alone takes about as long as this many of a graph
+Answers = dict[Hashable, list[onnx.TypeProto | None]]  # types of a node's outputs, by all that inference asks of a node
+_RARE_FACT = "no plain tensor"
 _SMALL = 64  # elements; larger constants are no shapes, and inference is given their type alone
 
 
@@ -103,14 +105,20 @@ def _merge(value: ir.Value, found: onnx.TypeProto) -> bool:
     new = value.type is None
     if new:
         value.type = ir.serde.deserialize_type_proto_for_type(found)
-    kind = found.WhichOneof("value")
-    if kind != "tensor_type":
-        shape = ir.serde.deserialize_type_proto_for_shape(found)
-        return learn_shape(value, None if shape is None else [_plain(d) for d in shape]) or new
-    if not found.tensor_type.HasField("shape"):
-        return new
-    told = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in found.tensor_type.shape.dim]
-    return learn_shape(value, told) or new
+    return learn_shape(value, _told(found.SerializeToString())) or new
+
+
+@lru_cache(maxsize=1000)
+def _told(found: bytes) -> tuple[int | str | None, ...] | None:
+    """The dimensions in a type's message; many values of a network are of the same type."""
+    shape = ir.serde.deserialize_type_proto_for_shape(onnx.TypeProto.FromString(found))
+    return None if shape is None else tuple(d if isinstance(d, int) else d.value or None for d in shape)
+
+
+@lru_cache(maxsize=1000)
+def frozen_shape(dims: tuple[int | str | None, ...]) -> ir.Shape:
+    """One object for all values of this shape; it is frozen, so that whoever changes one makes another."""
+    return ir.Shape(dims, frozen=True)
 
 
 def learn_shape(value: ir.Value, told: Sequence[int | str | None] | None) -> bool:
@@ -122,7 +130,7 @@ def learn_shape(value: ir.Value, told: Sequence[int | str | None] | None) -> boo
     if told is None:
         return False
     if value.shape is None:
-        value.shape = ir.Shape(told)
+        value.shape = frozen_shape(tuple(told))
         return True
     have = [_plain(d) for d in value.shape]
     if len(have) != len(told) or any(
@@ -132,7 +140,7 @@ def learn_shape(value: ir.Value, told: Sequence[int | str | None] | None) -> boo
         return False
     best = [b if _rank(b) > _rank(a) else a for a, b in zip(have, told, strict=True)]
     if best != have:
-        value.shape = ir.Shape(best)
+        value.shape = frozen_shape(tuple(best))
     return best != have
 
 
@@ -147,16 +155,43 @@ def _rank(dim: int | str | None) -> int:
     return 3 if isinstance(dim, int) else 1 if dim.startswith("unk__") else 2
 
 
-def infer_node(node: ir.Node, opset: int) -> bool:
+def infer_node(node: ir.Node, opset: int, answers: Answers | None = None) -> bool:
     """Infer the outputs of one node from what its inputs are stated to be; whether that told anything new.
 
     For nodes that a pass made, or one of whose inputs has become constant. Nodes with a body stay as they are.
+
+    Args:
+        answers: what was inferred for other nodes before, and will be added to: a network repeats its blocks.
     """
     if node.domain != "" or has_body(node) or all(is_known(value) for value in node.outputs if value.name):
         return False
-    found = output_types(node, opset)
-    told = [_merge(value, found[value.name]) for value in node.outputs if value.name and value.name in found]
+    question = None if answers is None else _question(node)
+    found = None if answers is None or question is None else answers.get(question)
+    if found is None:
+        types = output_types(node, opset)
+        found = [types.get(value.name) if value.name else None for value in node.outputs]
+        if answers is not None and question is not None:
+            answers[question] = found
+    told = [_merge(value, kind) for value, kind in zip(node.outputs, found, strict=True) if kind is not None]
     return any(told)
+
+
+def _question(node: ir.Node) -> Hashable | None:
+    """All that inference is told of a node but for names; None where there is more to it than plain tensors."""
+    inputs = [None if value is None or not value.name else _fact(value) for value in node.inputs]
+    attributes = [(each.name, each.type, each.value) for each in node.attributes.data.values()]
+    if _RARE_FACT in inputs or any(kind not in _PLAIN for _, kind, _ in attributes):
+        return None
+    return node.op_type, tuple(inputs), tuple(attributes), tuple(bool(value.name) for value in node.outputs)
+
+
+def _fact(value: ir.Value) -> Hashable:
+    tensor = _constant(value)
+    if tensor is not None:
+        return tensor.dtype, tensor.shape.numpy(), tensor.tobytes() if tensor.size <= _SMALL else None
+    if type(value.type) is not ir.TensorType:
+        return _RARE_FACT
+    return value.dtype, None if value.shape is None else tuple(map(_plain, value.shape))
 
 
 def curious_readers(value: ir.Value) -> Iterator[ir.Node]:
@@ -210,6 +245,7 @@ def _attribute(attribute: ir.Attr) -> onnx.AttributeProto:
 
 
 _REPEATED = frozenset({ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.STRING})
+_PLAIN = _REPEATED | {ir.AttributeType.FLOAT}
 
 
 @lru_cache(maxsize=1000)
@@ -218,16 +254,8 @@ def _repeated(name: str, kind: ir.AttributeType, value: int | str | tuple[int, .
 
 
 @lru_cache(maxsize=1000)
-def _array_type(dtype: np.dtype, shape: tuple[int, ...]) -> onnx.TypeProto:
-    return onnx.helper.make_tensor_type_proto(onnx.helper.np_dtype_to_tensor_dtype(dtype), shape)
-
-
-@lru_cache(maxsize=1000)
-def _stated_type(dtype: ir.DataType, shape: tuple[int | str | None, ...] | None) -> onnx.TypeProto:
-    proto = ir.serde.serialize_type(ir.TensorType(dtype))
-    if shape is not None:
-        ir.serde.serialize_shape_into(proto, ir.Shape(shape))
-    return proto
+def _stated_type(dtype: ir.DataType, dims: tuple[int | str | None, ...] | None) -> onnx.TypeProto:
+    return type_message(ir.TensorType(dtype), None if dims is None else frozen_shape(dims))
 
 
 @lru_cache(maxsize=1000)
@@ -242,18 +270,16 @@ def output_types(node: ir.Node, opset: int) -> dict[str, onnx.TypeProto]:
     for value in node.inputs:
         if value is None or not value.name:
             continue
-        data = _data(value)
-        if data is not None:
-            types[value.name] = _array_type(data.dtype, data.shape)
-            if data.size <= _SMALL:
-                small[value.name] = onnx.numpy_helper.from_array(data, value.name)
+        tensor = _constant(value)
+        if tensor is not None:
+            types[value.name] = _stated_type(tensor.dtype, tensor.shape.numpy())
+            if tensor.size <= _SMALL:
+                small[value.name] = ir.serde.serialize_tensor(tensor)
         elif type(value.type) is ir.TensorType:
             shape = None if value.shape is None else tuple(_plain(d) for d in value.shape)
             types[value.name] = _stated_type(value.type.dtype, shape)
         elif value.type is not None:
-            types[value.name] = ir.serde.serialize_type(value.type)
-            if value.shape is not None:
-                ir.serde.serialize_shape_into(types[value.name], value.shape)
+            types[value.name] = type_message(value.type, value.shape)
     try:
         schema, imports = _schema(node.op_type, opset)
         return onnx.shape_inference.infer_node_outputs(schema, bare_node(node), types, small, opset_imports=imports)
@@ -262,12 +288,12 @@ def output_types(node: ir.Node, opset: int) -> dict[str, onnx.TypeProto]:
         return {}
 
 
-def _data(value: ir.Value) -> np.ndarray | None:
-    """The array behind an initialiser that nobody can override, or behind a Constant."""
+def _constant(value: ir.Value) -> ir.TensorProtocol | None:
+    """The tensor behind an initialiser that nobody can override, or behind a Constant."""
     node = value.producer()
     if value.is_graph_input() or (
         node is not None and (node.op_type != "Constant" or "sparse_value" in node.attributes)
     ):
         return None
     tensor = value.const_value if node is None else ir.convenience.get_const_tensor(value)
-    return None if tensor is None or tensor.dtype == ir.DataType.STRING else tensor.numpy()
+    return None if tensor is None or tensor.dtype == ir.DataType.STRING else tensor
