@@ -36,6 +36,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
@@ -436,6 +437,15 @@ def test_parts(place):
 
 
 def run_tests(place):
+    # What one part exported from PyTorch, at up to 10 seconds a network, the next need not; thrown away afterwards.
+    exports = tempfile.mkdtemp(prefix="trtkit-exports-")
+    try:
+        return summarise(run_parts(place, exports))
+    finally:
+        shutil.rmtree(exports, ignore_errors=True)
+
+
+def run_parts(place, exports):
     rows = []
     for name, command in test_parts(place):
         print("\n=== {0} ===".format(name))
@@ -445,9 +455,9 @@ def run_tests(place):
             os.remove(report)
         counted = ["--junit-xml", report] if command[0] == "pytest" else []
         program = os.path.join(place.venv, "bin", command[0])
-        code = run([program] + command[1:] + counted, place)
+        code = run([program] + command[1:] + counted, place, TRTKIT_EXPORTS=exports)
         rows.append((name, code, time.time() - started, count(report)))
-    return summarise(rows)
+    return rows
 
 
 def count(report):

@@ -42,8 +42,8 @@ from trtkit.model import Model
 log = logging.getLogger("gpu_faults")
 
 HANDLED, WRONG, CRASHED, HARMLESS = "handled", "wrong", "crashed", "harmless"
-FLIPS = 48  # places of a plan at which bits are turned, each in turn
-KILLS = 12
+FLIPS = 32  # places of a plan at which bits are turned, each in turn
+KILLS = 6
 TOLERANCE = 5e-3  # relative error of a right answer; FP32 products in TF32
 Outcome = tuple[str, str]  # one of the four words, and what was said
 
@@ -308,7 +308,12 @@ def other_gpu(folder: Path) -> Iterator[Outcome]:
     mine = {(9, 0): (8, 9), (8, 9): (12, 0)}.get(gpu().compute_capability, (8, 9))
     engine = engine_of(compute_capabilities=[mine])
     yield refused(lambda: engine.open("cuda"), "cannot run here", ".".join(map(str, mine)))
-    yield refused(lambda: GpuSession(engine.plan, "other", cache_dir=folder).run(sample()), "TensorRT cannot")
+    try:
+        with GpuSession(engine.plan, "other", cache_dir=folder) as session:
+            right = is_right(session.run(sample())["y"], sample())
+        yield (HARMLESS, "TensorRT runs it all the same, rightly") if right else (WRONG, "other numbers, no error")
+    except TrtkitError as error:
+        yield HANDLED, str(error)
 
 
 def out_of_memory(folder: Path) -> Iterator[Outcome]:
@@ -381,14 +386,14 @@ def take_all(cuda: Any, left: int) -> list[Any]:
     return hoard
 
 
-FILES: dict[str, Callable[[Path], Iterator[Outcome]]] = {
-    "damaged-files": damaged_files, "killed-while-saving": killed_while_saving,
-    "killed-while-caching": killed_while_caching, "disk-full": disk_full, "other-version": other_version,
-    "closed": closed, "nan": nan,
+FILES: dict[str, Callable[[Path], Iterator[Outcome]]] = {  # the slow ones last: the budget may cut them
+    "closed": closed, "nan": nan, "disk-full": disk_full, "other-version": other_version,
+    "damaged-files": damaged_files, "killed-while-caching": killed_while_caching,
+    "killed-while-saving": killed_while_saving,
 }  # fmt: skip
 ON_GPU: dict[str, Callable[[Path], Iterator[Outcome]]] = {
-    "damaged-plans": damaged_plans, "other-gpu": other_gpu, "out-of-memory": out_of_memory,
-    "refused-operators": refused_operators,
+    "other-gpu": other_gpu, "refused-operators": refused_operators, "out-of-memory": out_of_memory,
+    "damaged-plans": damaged_plans,
 }  # fmt: skip
 
 
@@ -451,7 +456,8 @@ def main(argv: list[str] | None = None) -> int:
     open_log(options.out)
     os.environ.setdefault("TRTKIT_RUN", record.RUN)
     begin, failed = time.perf_counter(), 0
-    for name in options.only or [*(ON_GPU if options.device == "cuda" else {}), *FILES]:
+    first, *gpu_only = ("closed", "nan"), *(ON_GPU if options.device == "cuda" else {})
+    for name in options.only or [*first, *gpu_only, *(name for name in FILES if name not in first)]:
         if time.perf_counter() - begin > options.budget:
             say(f"{name}: not begun, the budget is spent")
             continue
