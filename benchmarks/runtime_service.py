@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -40,6 +41,8 @@ def poisson(bench: Bench) -> None:
         "dynamic-2ms": (1, {"max_batch": 32, "max_delay_ms": 2}),
         "dynamic-2ms-pool-2": (2, {"max_batch": 32, "max_delay_ms": 2}),
     }
+    gc.collect()
+    gc.freeze()  # a full collection stops all threads for tenths of a second in a process with so many objects
     for way, (workers, options) in ways.items():
         with bench.any_batch.open_pool(workers, bench.device) as pool:
             with Batcher(pool, **options) as batcher:

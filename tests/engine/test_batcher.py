@@ -156,6 +156,28 @@ def test_a_bad_request_is_refused_when_it_is_handed_in(inputs: Any, said: str) -
         assert values([good]) == [2]
 
 
+def test_what_fitted_once_opens_the_door_to_nothing_else() -> None:
+    """The checks are left out for what has the names, shapes and dtypes of an earlier request, and for nothing else."""
+    session = Doubler(("n", "t"), most=4)
+    with Batcher(session, 4, max_delay_ms=0) as batcher:
+        for _ in range(3):
+            assert batcher.run({"x": sample(1, rows=2)})["y"].tolist() == [[2, 2]] * 2
+            assert batcher.run(np.asfortranarray(sample(3, rows=2)))["y"].tolist() == [[6, 6]] * 2
+            for wrong in (
+                {"z": sample(1, rows=2)},
+                {"x": sample(1, rows=2).astype(np.float16)},
+                {"x": sample(1, rows=5)},
+            ):
+                with pytest.raises(ModelError):
+                    batcher.submit(wrong)
+        mine = {"x": sample(1, rows=2)}
+        session.go.clear()
+        futures = [batcher.submit(mine), batcher.submit(mine)]
+        mine["x"] = sample(9, rows=1)  # the caller's dict is the caller's
+        session.go.set()
+        assert values(futures) == [2, 2]
+
+
 def test_who_fails_fails_alone() -> None:
     session = Doubler()
     with Batcher(session, 4, max_delay_ms=SLOW * 1e3) as batcher:

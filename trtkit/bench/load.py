@@ -13,8 +13,6 @@ import numpy as np
 from trtkit.bench.measure import Measurement
 from trtkit.errors import EngineError
 
-_SLEEP_S = 2e-4  # nearer than that to the next arrival sleeping is too coarse: give way to the other threads instead
-
 
 @dataclass(frozen=True)
 class Load:
@@ -71,8 +69,8 @@ def poisson_load(
         return lambda future: done.__setitem__(number, time.perf_counter() - begin)
 
     for number, when in enumerate(due.tolist()):
-        while (left := when - (time.perf_counter() - begin)) > 0:
-            time.sleep(left - _SLEEP_S / 2 if left > _SLEEP_S else 0)
+        if (left := when - (time.perf_counter() - begin)) > 0:
+            time.sleep(left)  # never spinning, which would keep Python's lock from those who serve
         try:
             future = submit(samples[number % len(samples)])
         except EngineError:
@@ -82,7 +80,7 @@ def poisson_load(
     for future in futures:
         future.result()
     while np.isnan(done).sum() > requests - len(futures):  # a callback may run a moment after `result` returns
-        time.sleep(_SLEEP_S)
+        time.sleep(1e-4)
     answered = ~np.isnan(done)
     if not answered.any():
         raise EngineError(f"All {requests} requests were turned away.")
