@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trtkit.bench.record import Record, Records, load, measure_or_recall
 from trtkit.bench.roofline import Machine, measure_gpu
@@ -57,7 +57,7 @@ def profiled(network: str, batch: int = 1, engine: Engine | None = None) -> Prof
 
     key = f"profile-{network}-fp16-b{batch}/trtkit"
     found = measure_or_recall(key, measured if live else None, needs="tensorrt-gpu")
-    return Profile.from_facts(found.extra, found.source) if isinstance(found, Record) else found
+    return Profile.from_facts(found.extra, found.source) if isinstance(found, Record) else cast(Profile, found)
 
 
 def peaks() -> tuple[Machine, str]:
@@ -65,7 +65,8 @@ def peaks() -> tuple[Machine, str]:
     found = measure_or_recall("peaks/fp16", measure_gpu, needs="gpu")
     if isinstance(found, Machine):
         return found, "measured here"
-    return Machine(found.device, found.extra["flops"], found.extra["bytes"]), found.source
+    kept = cast(Record, found)
+    return Machine(kept.device, kept.extra["flops"], kept.extra["bytes"]), kept.source
 
 
 def cold_starts() -> Records:
