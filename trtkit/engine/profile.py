@@ -73,7 +73,7 @@ def layer_costs(engine: Engine, batch: int = 1, dims: Mapping[str, int] | None =
     >>> [(layer.label, layer.flops, layer.bytes) for layer in layer_costs(engine, batch=2)]
     [('MatMul+Relu', 8256, 8960)]
     """
-    if engine.model is None:
+    if not isinstance(engine.model, Model):
         raise EngineError(
             f"To know what the layers of {engine.manifest['model']!r} compute, their graph is needed: "
             "trtkit.open_engine(path, model=trtkit.load('that.onnx'))."
