@@ -108,7 +108,8 @@ def test_tables_come_from_the_records(records: None) -> None:
     assert inside.kinds(found.layers) == {"products": 8.0, "all others": 3.0, "TensorRT's own": 1.0}
     assert inside.energy([found])[found.name]["mj_per_sample"] == 3.0
     assert "400.0        50.5         2.0" in inside.start_table(inside.cold_starts())
-    assert "     0.50     5.00" in inside.refit_table(inside.refits())
+    assert "     0.50     5.00" in inside.refit_table(inside.kept("refit-resnet50"))
+    assert inside.refit_table(inside.kept("absent")).startswith("absent: no record yet")
     if inside.peaks()[1] != "measured here":
         assert inside.peaks()[0].balance == pytest.approx(700 / 3)
 

@@ -82,6 +82,21 @@ def test_helpers_stay_with_their_product_in_a_row_of_products() -> None:
     assert placed(names, [layer("gemm")] * 3) == [names[:2], [names[2]], names[3:]]
 
 
+def test_a_tactic_names_its_kernel() -> None:
+    """As attention's does, which is a generated kernel without generated kernels' usual name."""
+    attention = layer("kgen", kind="kgen")._replace(tactic="_gemm_mha_v2_0x6")
+    names = ["sm90_gemm", "_gemm_mha_v2_0x6", "sm90_gemm"]
+    assert placed(names, [layer("gemm"), attention, layer("gemm")]) == [[name] for name in names]
+
+
+def test_a_kernel_for_older_gpus() -> None:
+    layers = [layer("gemm", flops=4_000_000, tiles=200), layer("gemm", flops=4_000_000, tiles=200)]
+    times = lay_over([KernelTime("sm80_conv", 40, 40), KernelTime("sm90_conv", 5, 5)], layers, 1e12, 1e9)
+    found = Profile("net", tuple(times), 50, "a GPU", 1e12, 1e9, 132)
+    assert found.why(found.layers[0]) == "its kernel is one for older GPUs (sm80, others here are sm90)"
+    assert found.why(found.layers[1]) == "limited by arithmetic, reaches 1 of 1 TFLOP/s"
+
+
 def test_times_and_bounds() -> None:
     (found,) = lay_over([KernelTime("sm90_gemm", 4.0, 5.0)], [layer("gemm", flops=2_000_000, moved=1000)], 1e12, 1e9)
     assert (found.us, found.busy_us, found.bound_us) == (4.0, 5.0, 2.0)
@@ -108,7 +123,7 @@ def test_the_layers_that_lose_most() -> None:
     assert found.sum_us == 90.0 and found.coverage == 0.9
     reasons = [found.why(x) for x in found.layers]
     assert reasons[0] == "limited by arithmetic, reaches 1 of 1 TFLOP/s"
-    assert "16 tiles of 128×128, for 132 processors" in reasons[1]
+    assert reasons[1] == "only 16 tiles of 128×128 to share out among 132 processors"
     assert reasons[2] == "limited by memory, reaches 0 of 1 GB/s"
     assert "0.01 µs of work" in reasons[3]
     assert "net on a GPU: 4 layers, 90.0 us in all, 90% of a call's 100.0 us [measured here]" in found.table(2)

@@ -29,10 +29,11 @@ _WATCHED_S = 2.0  # the energy counter moves every tenth of a second or so
 def profile(engine: Engine, inputs: Inputs, machine: Machine | None = None, *, power: bool = True) -> Profile:
     """Where the time of one call goes, layer by layer, with the roofline of each.
 
-    The latency is measured first, without any profiler. Then CUPTI times each kernel inside the replayed CUDA graph;
-    kernels overlap, so each is charged from the end of those before it to its own end: that adds up to the call.
-    TensorRT's own `IProfiler` cannot look into a graph: it times layers launched one by one, which is longer
-    (`layer_events`).
+    The latency is measured first, without any profiler and before anything else happens on the GPU, since other work
+    in the same process may slow down every later call (benchmarks/README.md). Then CUPTI times each kernel inside the
+    replayed CUDA graph; kernels overlap, so each is charged from the end of those before it to its own end: that adds
+    up to the call. TensorRT's own `IProfiler` cannot look into a graph: it times layers launched one by one, which is
+    longer (`layer_events`).
 
     Args:
         inputs: CUDA tensors by name.
@@ -52,14 +53,15 @@ def profile(engine: Engine, inputs: Inputs, machine: Machine | None = None, *, p
 
     name, shape = next((name, tuple(tensor.shape)) for name, tensor in inputs.items())
     costs = layer_costs(engine, shape[0], _dims(engine, inputs))
-    machine = machine or measure_gpu("fp32" if engine.manifest["precision"] == "fp32" else "fp16")
     with engine.open("cuda") as session:
         call = _call(session, inputs)
         latency = measure(call, device="cuda", stream=getattr(session, "stream", None), min_seconds=0.4)
         kernels = trace(call)
+        after = measure(call, device="cuda", stream=getattr(session, "stream", None), min_seconds=0.1)
         facts = {"batch": shape[0], "kernels": len(kernels), **(_power(call) if power else {})}
     facts["busy_us"] = round(sum(kernel.duration for kernel in kernels), 2)
-    facts["samples"] = latency.count
+    facts["samples"], facts["after_us"] = latency.count, round(1e3 * after.median_ms, 2)
+    machine = machine or measure_gpu("fp32" if engine.manifest["precision"] == "fp32" else "fp16")  # last: see above
     facts["p10_us"], facts["p90_us"] = round(1e3 * latency.p10_ms, 2), round(1e3 * latency.p90_ms, 2)
     return Profile(
         f"{engine.manifest['model']}, {engine.manifest['precision']}, {name} {shape}",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trtkit.bench.record import Record, Records, load, measure_or_recall
 from trtkit.bench.roofline import Machine, measure_gpu
 from trtkit.engine.engine import Engine
 from trtkit.engine.profile import LayerTime, Profile
+from trtkit.errors import RecordError
 
 if TYPE_CHECKING:
     from trtkit.model import Model
@@ -57,7 +58,7 @@ def profiled(network: str, batch: int = 1, engine: Engine | None = None) -> Prof
 
     key = f"profile-{network}-fp16-b{batch}/trtkit"
     found = measure_or_recall(key, measured if live else None, needs="tensorrt-gpu")
-    return Profile.from_facts(found.extra, found.source) if isinstance(found, Record) else found
+    return Profile.from_facts(found.extra, found.source) if isinstance(found, Record) else cast(Profile, found)
 
 
 def peaks() -> tuple[Machine, str]:
@@ -65,7 +66,8 @@ def peaks() -> tuple[Machine, str]:
     found = measure_or_recall("peaks/fp16", measure_gpu, needs="gpu")
     if isinstance(found, Machine):
         return found, "measured here"
-    return Machine(found.device, found.extra["flops"], found.extra["bytes"]), found.source
+    kept = cast(Record, found)
+    return Machine(kept.device, kept.extra["flops"], kept.extra["bytes"]), kept.source
 
 
 def cold_starts() -> Records:
@@ -126,14 +128,32 @@ def kinds(layers: Sequence[LayerTime]) -> dict[str, float]:
     return sums
 
 
-def refits() -> Records:
-    """ResNet-50 built plainly, refittable, stripped and both: bytes, seconds, and the time of a call."""
-    found: Records = load("refit-resnet50")
+def kept(key: str) -> Records | str:
+    """The records under a key, or a line that says how to make them: not every run on a GPU made all of them.
+
+    >>> print(kept("no-such-measurement"))
+    no-such-measurement: no record yet; `python3 -m benchmarks.gpu_profile` makes one on a GPU
+    """
+    try:
+        found: Records = load(key)
+    except RecordError:
+        return f"{key}: no record yet; `python3 -m benchmarks.gpu_profile` makes one on a GPU"
     return found
 
 
-def refit_table(found: Records) -> str:
-    """A line for each way of building."""
+def by_width(found: Records) -> dict[str, dict[int, float]]:
+    """Microseconds of a call of the small perceptrons, for each way of running them by width."""
+    lines: dict[str, dict[int, float]] = {}
+    for name, record in found.items():
+        way, _, width = name.rpartition("-")
+        lines.setdefault(way, {})[int(width)] = 1e3 * record.median_ms
+    return lines
+
+
+def refit_table(found: Records | str) -> str:
+    """ResNet-50 built plainly, refittable, stripped and both: bytes, seconds, and the time of a call, a line each."""
+    if isinstance(found, str):
+        return found
     rows = [f"{'built':21}{'MB':>8}{'build s':>9}{'refit s':>9}{'MB then':>9}{'µs a call':>11}{'error':>10}"]
     for way, record in found.items():
         facts = record.extra
@@ -141,7 +161,7 @@ def refit_table(found: Records) -> str:
                  else f"{'–':>9}{'–':>9}")  # fmt: skip
         rows.append(f"{way:21}{facts['bytes'] / 1e6:8.2f}{facts['build_s']:9.2f}{refit}{1e3 * record.median_ms:11.1f}"
                     f"{facts['error']:10.1e}")  # fmt: skip
-    return "\n".join(rows)
+    return "\n".join([*rows, f"[{found.source}]"])
 
 
 def targets(model: Model, choices: Sequence[Sequence[tuple[int, int]]]) -> dict[str, Engine]:

@@ -8,6 +8,7 @@ come from a GPU's own clock, kernel by kernel, and are laid over the layers in t
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,6 +48,7 @@ class LayerCost(NamedTuple):
     bytes: int
     tiles: int
     module: str  # where it stands in the network that was exported, "layer1.0.conv2"; "" where that is not known
+    tactic: str = ""  # TensorRT's name of its kernel, where the build decides on one
 
     @property
     def label(self) -> str:
@@ -130,7 +132,7 @@ def _cost(
 ) -> LayerCost:
     if group is None:  # one of TensorRT's own: it computes nothing that the graph asks for
         moved = sum(_size_bytes(tensor, batch) for tensor in (*layer.inputs, *layer.outputs))
-        return LayerCost(layer.name, layer.kind, layer.ops, (), (), 0, moved, 0, "")
+        return LayerCost(layer.name, layer.kind, layer.ops, (), (), 0, moved, 0, "", layer.tactic)
     parts = [nodes[name] for name in group.nodes if name in nodes]
     ends = sum(tensors[name].size_bytes for name in (*group.inputs, *group.outputs) if name in tensors)
     apart = sum((part.bytes_read or 0) + (part.bytes_written or 0) for part in parts)
@@ -144,6 +146,7 @@ def _cost(
         min(ends, apart),  # a Gather reads a part of its table
         _tiles(group, tensors),
         "",
+        layer.tactic,
     )
 
 
@@ -248,15 +251,16 @@ class Profile:
     def why(self, layer: LayerTime) -> str:
         """The likeliest reason for a layer's distance from its roofline, from its numbers alone."""
         work, moving = layer.cost.flops / self.flops, layer.cost.bytes / self.bytes
-        limit, peak = f"{self.flops / 1e12:.0f} TFLOP/s", f"{self.bytes / 1e9:.0f} GB/s"
         if 0 < layer.cost.tiles < self.processors:
-            return (f"its result is {layer.cost.tiles} tiles of {TILE}×{TILE}, "
-                    f"for {self.processors} processors: most have nothing to do")  # fmt: skip
+            return f"only {layer.cost.tiles} tiles of {TILE}×{TILE} to share out among {self.processors} processors"
         if layer.bound_us < 1:
             return f"{layer.bound_us:.2f} µs of work: starting a kernel and waiting for memory take longer"
+        mine, newest = _generation(layer), max(map(_generation, self.layers))
+        if layer.of_roofline < 0.3 and 0 < mine < newest:
+            return f"its kernel is one for older GPUs (sm{mine}, others here are sm{newest})"
         if moving >= work:
-            return f"limited by memory, reaches {layer.gb_s:.0f} of {peak}"
-        return f"limited by arithmetic, reaches {layer.tflops:.0f} of {limit}"
+            return f"limited by memory, reaches {layer.gb_s:.0f} of {self.bytes / 1e9:.0f} GB/s"
+        return f"limited by arithmetic, reaches {layer.tflops:.0f} of {self.flops / 1e12:.0f} TFLOP/s"
 
     def table(self, count: int = 10) -> str:
         """The layers that take longest as text, then the sum against the latency."""
@@ -283,7 +287,7 @@ class Profile:
     def as_facts(self) -> dict[str, Any]:
         """All of it as JSON can say it, for a record; `from_facts` reads it back."""
         rows = [
-            [*x.cost[:3], list(x.cost.nodes), list(x.cost.op_types), *x.cost[5:], round(x.us, 3), round(x.busy_us, 3),
+            [*x.cost[:3], list(x.cost.nodes), list(x.cost.op_types), *x.cost[5:9], round(x.us, 3), round(x.busy_us, 3),
              list(x.kernels), round(x.bound_us, 4)]
             for x in self.layers
         ]  # fmt: skip
@@ -300,6 +304,11 @@ class Profile:
                        facts["processors"], facts["facts"], source)  # fmt: skip
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise EngineError(f"This is no profile that trtkit wrote: {error!r}. Measure it again.") from error
+
+
+def _generation(layer: LayerTime) -> int:
+    """The GPU generation that a layer's kernels name, such as 90 for "..._sm90_..."; 0 where they name none."""
+    return max((int(found) for name in layer.kernels for found in re.findall(r"sm(\d+)_", name)), default=0)
 
 
 def _layer_time(row: Sequence[Any]) -> LayerTime:
@@ -371,6 +380,8 @@ def _aligned(kernels: Sequence[KernelTime], costs: Sequence[LayerCost]) -> list[
 
 def _clash(kernel: KernelTime, layer: LayerCost) -> float:
     """0 where the kernel's name is the layer's, a little where it says nothing, much where it says another's."""
+    if layer.tactic and kernel.name.startswith(layer.tactic):
+        return 0.0
     generated = "__myl_" in kernel.name
     if not generated and layer.kind != "kgen" and any(word in kernel.name.lower() for word in _HELPERS):
         return _HELPER

@@ -42,11 +42,11 @@ def flame(profile: Profile, *, depth: int = 3, title: str | None = None) -> Figu
         operator = _leading(layer)
         _box(axis, begin, layer.us, depth + 1, colour(operator), abbreviated(operator), total, edge="white")
         begin += layer.us
-    axis.set(xlim=(0, total), ylim=(depth + 2.05, -0.05), xlabel=f"µs of one call, charged in running order "
-             f"[{profile.source}]")  # fmt: skip
+    axis.set(xlim=(0, total), ylim=(depth + 2.05, -0.05), xlabel="µs of one call, charged in running order")
     axis.yaxis.set_visible(False)
     axis.grid(visible=False)
-    axis.set_title(title if title is not None else str(profile), fontsize=9.5)
+    default = f"{len(profile.layers)} layers, {profile.coverage:.0%} of the call [{profile.source}]"
+    axis.set_title(title if title is not None else default, fontsize=9)
     present = {colour(_leading(layer)) for layer in profile.layers}
     handles = [plt.Rectangle((0, 0), 1, 1, color=tint, label=what) for tint, what in families(present)]
     axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.22), ncols=4, fontsize=7.5, handlelength=1)

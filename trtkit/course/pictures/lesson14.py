@@ -45,7 +45,7 @@ def work(costs: Sequence[LayerCost], machine: Machine, source: str) -> Figure:
         size = [4 + 30e6 * machine.seconds(layer.flops, layer.bytes) for layer in mine]
         rates = np.minimum(machine.flops, x * machine.bytes) / 1e12
         axis.scatter(x, rates, s=size, marker=marker, color=colour(op), alpha=0.6, label=f"{what}: {len(mine)}")
-    axis.set_title(f"Right of the dashed line arithmetic is the limit, left of it memory [{source}]", fontsize=9)
+    axis.set_title(f"Right of the dashed line arithmetic is the limit, left of it memory\n[{source}]", fontsize=9)
     axis.legend(fontsize=8)
     plt.close(figure)
     return figure
@@ -88,7 +88,7 @@ def guessed(profile: Profile) -> Figure:
     for layer in profile.furthest(3):
         axis.annotate(layer.cost.label, (layer.bound_us, layer.us), xytext=(4, 5), textcoords="offset points",
                       fontsize=7.5)  # fmt: skip
-    axis.set_title(f"Full line: as fast as possible; dashed: ten times that [{profile.source}]", fontsize=9)
+    axis.set_title(f"Full line: as fast as possible; dashed: ten times that\n[{profile.source}]", fontsize=9)
     axis.legend(fontsize=8)
     plt.close(figure)
     return figure
