@@ -44,6 +44,8 @@ what comes next; `low_latency` has the first among its rules, too:
 | `horizontal.MergeSiblings` | Conv, MatMul or Gemm of one input side by side in one |
 | `split_sinking.SinkSplits` | what all parts of a Split go through, before the Split |
 
+`repairs` are for what TensorRT refuses, see there.
+
 `fix_shapes.fix_shapes` makes a model for inputs of one shape alone; the last two ask for that.
 """
 
