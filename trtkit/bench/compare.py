@@ -288,8 +288,8 @@ def as_taken(model: Model, batch: Inputs) -> Inputs:
 
 def _graph(model: Model | Engine) -> Model:
     graph = model if isinstance(model, Model) else model.model
-    if graph is None:
-        raise ModelError("This engine was opened without its model, which comparing needs: "
+    if not isinstance(graph, Model):
+        raise ModelError("This engine was opened without its ONNX model, which comparing needs: "
                          "trtkit.open_engine(path, model=...).")
     return graph
 

@@ -61,7 +61,7 @@ def answers(model: Model, engine: Engine, rival: Engine) -> list[Answer]:
     Raises:
         ModelError: the rival was read from a file without its model, whose weights count.
     """
-    if rival.model is None:
+    if not isinstance(rival.model, Model):
         raise ModelError("The rival engine has no model, so its weights cannot be counted. Build it with trtkit.build.")
     try:
         found = lint(model, engine)

@@ -12,10 +12,11 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import trtkit
 from trtkit.engine import layers as layer_list
+from trtkit.engine.computable import Computable
 from trtkit.engine.device import gpu
 from trtkit.engine.engine import Engine
 from trtkit.engine.shapes import Shapes, profiles_for
@@ -23,6 +24,9 @@ from trtkit.engine.trt import require
 from trtkit.engine.verify import verify_engine
 from trtkit.errors import BuildError, MissingError
 from trtkit.model import Model, save
+
+if TYPE_CHECKING:
+    from trtkit.engine.network import Network
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 
@@ -75,27 +79,77 @@ def build(
     >>> [layer.onnx_nodes for layer in engine.layers if layer.onnx_nodes]
     [('Relu_0',)]
     """
-    library, card = require(), gpu()
-    current = "current" if compute_capabilities == "current" else None
-    if (refittable or strip or current) and card is None:
-        raise MissingError(
-            f"{library} builds engines that are refittable, stripped of their weights or for the current GPU only "
-            "where a GPU is, and here is none. Leave that out, or build on the machine with the GPU."
-        )
-    request: dict[str, Any] = {
-        "profiles": profiles_for(model, shapes),
-        "workspace_bytes": workspace_bytes,
-        "tf32": tf32,
-        "compute_capabilities": current or [list(c) for c in compute_capabilities],
-        "refittable": refittable,
-        "stripped": strip,
-    }
+    request = _request(model, shapes, workspace_bytes, tf32, compute_capabilities, refittable, strip)
     with tempfile.TemporaryDirectory(prefix="trtkit-build-") as name:
         folder = Path(name)
         onnx_file = save(model, folder / "model.onnx")
         request["onnx_file"] = str(onnx_file)
         digest = _sha256(onnx_file)
         plan, result = (_in_child if isolate else _in_process)(folder, request, progress, timeout_s)
+    return _finish(plan, result, request, model, digest, verify, data, tolerance)
+
+
+def build_from_network(
+    network: Network,
+    shapes: Shapes | None = None,
+    *,
+    data: Iterable[Any] | None = None,
+    verify: bool = True,
+    tolerance: float | None = None,
+    progress: Progress | None = None,
+    workspace_bytes: int | None = None,
+    tf32: bool = True,
+    compute_capabilities: Sequence[tuple[int, int]] | Literal["current"] = (),
+) -> Engine:
+    """`Network.build`: the same for a network that was written layer by layer, in this process."""
+    from trtkit.engine.child import build_network, log
+
+    request = _request(network, shapes, workspace_bytes, tf32, compute_capabilities)
+    log()  # emptied: what it holds afterwards is about this build
+    plan, result = build_network(network.builder, network.definition, request, progress or _tell_nobody)
+    digest = hashlib.sha256(network.to_bytes()).hexdigest()
+    return _finish(plan, result, request, network, digest, verify, data, tolerance)
+
+
+def _request(
+    model: Computable,
+    shapes: Shapes | None,
+    workspace_bytes: int | None,
+    tf32: bool,
+    compute_capabilities: Sequence[tuple[int, int]] | Literal["current"],
+    refittable: bool = False,
+    strip: bool = False,
+) -> dict[str, Any]:
+    """What the builder is asked for, as JSON takes it."""
+    library, current = require(), compute_capabilities == "current"
+    if (refittable or strip or current) and gpu() is None:
+        raise MissingError(
+            f"{library} builds engines that are refittable, stripped of their weights or for the current GPU only "
+            "where a GPU is, and here is none. Leave that out, or build on the machine with the GPU."
+        )
+    return {
+        "profiles": profiles_for(model, shapes),
+        "workspace_bytes": workspace_bytes,
+        "tf32": tf32,
+        "compute_capabilities": "current" if current else [list(c) for c in compute_capabilities],
+        "refittable": refittable,
+        "stripped": strip,
+    }
+
+
+def _finish(
+    plan: bytes | None,
+    result: dict[str, Any],
+    request: dict[str, Any],
+    model: Computable,
+    digest: str,
+    verify: bool,
+    data: Iterable[Any] | None,
+    tolerance: float | None,
+) -> Engine:
+    """An engine of what the builder left, verified; or the error that says why there is none."""
+    library, card = require(), gpu()
+    here = request["compute_capabilities"] == "current"
     if plan is None:
         raise BuildError(_explain(result, model, str(library)), result["stage"])
     manifest = {
@@ -106,13 +160,11 @@ def build(
         "model_sha256": digest,
         "precision": model.precision,
         "profiles": request["profiles"],
-        "tf32": tf32,
-        "compute_capabilities": [list(card.compute_capability)]
-        if current and card
-        else request["compute_capabilities"],
+        "tf32": request["tf32"],
+        "compute_capabilities": [list(card.compute_capability)] if here and card else request["compute_capabilities"],
         "built_on": list(card.compute_capability) if card else None,
-        "refittable": refittable,
-        "stripped": strip,
+        "refittable": request["refittable"],
+        "stripped": request["stripped"],
         "build_seconds": result["seconds"],
         "network_layers": result["network_layers"],
         "layers_from": result["layers_from"],
@@ -120,7 +172,8 @@ def build(
     }
     engine = Engine(plan, manifest, _read_layers(result), model)
     if verify:
-        whole = engine.refit(model, verify=False) if strip else engine  # what has no weights cannot be run
+        # what has no weights cannot be run
+        whole = engine.refit(model, verify=False) if request["stripped"] and isinstance(model, Model) else engine
         engine.verification = verify_engine(whole, data, tolerance)
     return engine
 
@@ -128,7 +181,11 @@ def build(
 def _in_process(folder: Path, request: dict[str, Any], progress: Progress | None, timeout_s: float) -> _Result:
     from trtkit.engine.child import build_plan
 
-    return build_plan(request["onnx_file"], request, progress or (lambda phase, step, steps: None))
+    return build_plan(request["onnx_file"], request, progress or _tell_nobody)
+
+
+def _tell_nobody(phase: str, step: int, steps: int) -> None:
+    pass
 
 
 _Result: TypeAlias = tuple[bytes | None, dict[str, Any]]
@@ -177,7 +234,7 @@ def _how_it_ended(code: int, timeout_s: float) -> str:
     return f"the builder's process stopped with exit code {code}"
 
 
-def _explain(result: Mapping[str, Any], model: Model, library: str) -> str:
+def _explain(result: Mapping[str, Any], model: Computable, library: str) -> str:
     doing = {
         "parse": "cannot parse",
         "target": "cannot build, for the GPUs asked for,",

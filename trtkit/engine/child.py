@@ -83,6 +83,12 @@ def log() -> Log:
     return _log
 
 
+def create_network(builder: trt.Builder) -> trt.INetworkDefinition:
+    """An empty network, strongly typed: the only kind that 11 and RTX know, and it behaves the same on 10."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return builder.create_network(0 if flag is None else 1 << int(flag))
+
+
 def build_plan(onnx_file: str, request: dict[str, Any], report: Progress) -> tuple[bytes | None, dict[str, Any]]:
     """Parse an ONNX file and build it: the serialised engine and what there is to say about it.
 
@@ -90,12 +96,19 @@ def build_plan(onnx_file: str, request: dict[str, Any], report: Progress) -> tup
     """
     logger = log()
     builder = trt.Builder(logger)
-    # strongly typed is the only kind of network that 11 and RTX know, and gives the same behaviour on 10
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    network = create_network(builder)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(onnx_file):
         return None, {"errors": [*_parser_errors(parser), *logger.errors], "stage": "parse"}
+    return build_network(builder, network, request, report)
+
+
+def build_network(
+    builder: trt.Builder, network: trt.INetworkDefinition, request: dict[str, Any], report: Progress
+) -> tuple[bytes | None, dict[str, Any]]:
+    """Build a finished network, wherever it came from; what comes back is that of `build_plan`."""
+    assert _log is not None  # whoever made the builder gave it this log
+    logger = _log
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.progress_monitor = monitor = Monitor(report)

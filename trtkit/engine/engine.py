@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from trtkit.engine.computable import Computable
 from trtkit.engine.device import gpu
 from trtkit.engine.fusion import FusionMap, fusion_map
 from trtkit.engine.layers import Layer, LayerTensor
@@ -32,11 +33,13 @@ class Engine:
         plan: the serialised engine, as TensorRT's runtime takes it.
         manifest: which TensorRT built it from what, with which profiles, precision and targets.
         layers: the engine's layers, see `trtkit.engine.layers.Layer`.
-        model: the graph it was built from; None when it was read from a file and no model was given.
+        model: the ONNX model or network it was built from; None when it was read from a file and no model was given.
         verification: what was compared before it was handed out; None when that was not asked for.
     """
 
-    def __init__(self, plan: bytes, manifest: dict[str, Any], layers: list[Layer], model: Model | None) -> None:
+    def __init__(
+        self, plan: bytes, manifest: dict[str, Any], layers: list[Layer], model: Computable | None
+    ) -> None:
         self.plan = plan
         self.manifest = manifest
         self.layers = layers
@@ -93,7 +96,7 @@ class Engine:
         Raises:
             EngineError: the engine came from a file and its model was not given.
         """
-        return fusion_map(self._needs_model("draw its fusion map"), self.layers)
+        return fusion_map(self._onnx_model("draw its fusion map"), self.layers)
 
     def agreement(self) -> Agreement:
         """How far our fusion groups on its graph are the kernels that TensorRT made, see there.
@@ -104,7 +107,7 @@ class Engine:
         from trtkit.engine.agreement import agreement
         from trtkit.passes.groups import fuse_groups
 
-        return agreement(fuse_groups(self._needs_model("compare fusion groups")), self.layers)
+        return agreement(fuse_groups(self._onnx_model("compare fusion groups")), self.layers)
 
     def open(self, device: str | None = None, **options: Any) -> Session:
         """A session that runs the engine on the GPU, or its graph in ONNX Runtime on the CPU.
@@ -151,7 +154,16 @@ class Engine:
 
         return refit(self, weights, verify=verify)
 
-    def _needs_model(self, purpose: str) -> Model:
+    def _onnx_model(self, purpose: str) -> Model:
+        model = self._needs_model(purpose)
+        if not isinstance(model, Model):
+            raise EngineError(
+                f"To {purpose}, an engine must come from an ONNX graph; this one was written layer by layer. "
+                "Its layers' onnx_nodes name the framework's layers that went into each."
+            )
+        return model
+
+    def _needs_model(self, purpose: str) -> Computable:
         if self.model is None:
             raise EngineError(
                 f"To {purpose}, this engine needs the graph it was built from: "
@@ -191,7 +203,7 @@ class Engine:
         return path
 
 
-def open_engine(path: str | os.PathLike[str], model: Model | None = None) -> Engine:
+def open_engine(path: str | os.PathLike[str], model: Computable | None = None) -> Engine:
     """Read an engine that `Engine.save` wrote.
 
     Args:

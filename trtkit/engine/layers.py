@@ -30,7 +30,7 @@ class Layer(NamedTuple):
     inputs: tuple[LayerTensor, ...]
     outputs: tuple[LayerTensor, ...]
     tactic: str
-    onnx_nodes: tuple[str, ...]  # names of the ONNX nodes it computes, in TensorRT's order
+    onnx_nodes: tuple[str, ...]  # names of the ONNX nodes (or the framework's layers) it computes, in TensorRT's order
     profile: int = 0
 
     @property
@@ -152,11 +152,15 @@ def _layer(
     return Layer(name, kind, inputs, outputs, tactic, _onnx_nodes(metadata), profile)
 
 
+# The parser writes [ONNX Layer: ...] into a layer's metadata, `trtkit.engine.network` [Keras Layer: ...] and so on.
+_MARK = re.compile(r"\[(?:ONNX|Keras|torch) Layer: ")
+
+
 def _onnx_nodes(metadata: str) -> tuple[str, ...]:
     """The names in `[ONNX Layer: a]\\x1e[ONNX Layer: b]__gemm_from_conv1x1`, each once, in order.
 
     What stands between them differs (\\x1e, \\x1f, a suffix, nothing), and a name may hold brackets itself: so a name
     reaches from its opening mark to the last closing bracket before the next one.
     """
-    parts = metadata.split("[ONNX Layer: ")[1:]
+    parts = _MARK.split(metadata)[1:]
     return tuple(dict.fromkeys(part[: part.rindex("]")] for part in parts if "]" in part))

@@ -110,11 +110,11 @@ def _refit(plan: bytes, onnx_file: str, name: str, refittable: bool) -> bytes:
 def _checked(engine: Engine, weights: Model | Mapping[str, np.ndarray]) -> Model:
     """The model to refit with. Raises EngineError for a model of other layers, or a weight that does not fit."""
     if isinstance(weights, Model):
-        if engine.model is not None:
+        if isinstance(engine.model, Model):
             _same_layers(engine.model, weights)
         model = weights
     else:
-        if engine.model is None:
+        if not isinstance(engine.model, Model):
             raise EngineError(
                 f"The engine of {engine.manifest['model']!r} came without its model, so single weights have nothing "
                 "to go with. Give the whole model, or open it with trtkit.open_engine(path, model=...)."

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from trtkit.engine.computable import Computable, Runner
 from trtkit.engine.shapes import Profile, check_within
 from trtkit.errors import EngineError
-from trtkit.model import Model, TensorInfo, check_inputs
-from trtkit.reference import Reference
+from trtkit.model import TensorInfo, check_inputs
 
 
 class Session(ABC):
@@ -79,7 +79,7 @@ class Session(ABC):
 
 
 class CpuSession(Session):
-    """The engine's ONNX graph in ONNX Runtime: what an engine falls back to where no GPU can run it.
+    """The engine's graph on the CPU, an ONNX one in ONNX Runtime: the fallback where no GPU can run the engine.
 
     Several threads may use one.
 
@@ -87,7 +87,7 @@ class CpuSession(Session):
         reference: the graph in ONNX Runtime; by default the one that the model keeps, which takes all cores.
     """
 
-    def __init__(self, model: Model, profiles: list[Profile], reference: Reference | None = None) -> None:
+    def __init__(self, model: Computable, profiles: list[Profile], reference: Runner | None = None) -> None:
         self.device = "cpu"
         self._profiles = profiles
         self.name = model.name

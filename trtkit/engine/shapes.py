@@ -7,8 +7,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from trtkit.engine.computable import Computable
 from trtkit.errors import BuildError, ModelError
-from trtkit.model import Model, TensorInfo
+from trtkit.model import TensorInfo
 
 Shape: TypeAlias = Sequence[int]
 Shapes: TypeAlias = Mapping[str, Shape | Sequence[Shape]] | Sequence[Mapping[str, Shape | Sequence[Shape]]]
@@ -17,7 +18,7 @@ Profile: TypeAlias = dict[str, list[list[int]]]
 BATCH = (1, 8, 32)  # least, best and largest batch when nobody says otherwise
 
 
-def profiles_for(model: Model, shapes: Shapes | None = None) -> list[Profile]:
+def profiles_for(model: Computable, shapes: Shapes | None = None) -> list[Profile]:
     """The profiles to build with: one for each dict in `shapes`, or one with the default batches.
 
     Raises:
@@ -35,7 +36,7 @@ def profiles_for(model: Model, shapes: Shapes | None = None) -> list[Profile]:
     return [_profile(model, one) for one in wanted]
 
 
-def _profile(model: Model, shapes: Mapping[str, Shape | Sequence[Shape]]) -> Profile:
+def _profile(model: Computable, shapes: Mapping[str, Shape | Sequence[Shape]]) -> Profile:
     names = [info.name for info in model.inputs]
     for name in shapes:
         if name not in names:

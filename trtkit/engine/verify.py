@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from trtkit.engine.computable import Computable, Original
 from trtkit.engine.shapes import check_within
 from trtkit.errors import DataError, VerificationError
 from trtkit.model import Model
@@ -89,7 +90,9 @@ def sqnr_db(got: np.ndarray, expected: np.ndarray) -> float:
     return float("inf") if error == 0 else float(-20 * np.log10(error))
 
 
-def samples_for(model: Model, profiles: list[dict[str, list[list[int]]]], data: Iterable[Any] | None) -> list[dict]:
+def samples_for(
+    model: Computable, profiles: list[dict[str, list[list[int]]]], data: Iterable[Any] | None
+) -> list[dict]:
     """The inputs to verify on: all of `data`, or random ones of the best shape of each profile, and of batch 1.
 
     Raises:
@@ -108,7 +111,7 @@ def samples_for(model: Model, profiles: list[dict[str, list[list[int]]]], data: 
     ]
 
 
-def _random(model: Model, profile: Mapping[str, list[list[int]]], which: int, seed: int) -> dict[str, np.ndarray]:
+def _random(model: Computable, profile: Mapping[str, list[list[int]]], which: int, seed: int) -> dict[str, np.ndarray]:
     """Random inputs of a profile's least (which=0) or best (1) shape, the batch at most 2 so that checking is quick."""
     sizes: dict[str, int] = {}
     for info in model.inputs:
@@ -169,10 +172,12 @@ def verify_engine(engine: Engine, data: Iterable[Any] | None = None, tolerance: 
     else:
         if not checks:
             _refuse_nan(model, graph_outputs)
-        _refuse_overflow(model, samples)
+        if isinstance(model, Model):  # a network that was written by hand is float32
+            _refuse_overflow(model, samples)
         many = f"{len(samples)} sample{'s' * (len(samples) > 1)}"
         how = " in float32, looked through for overflow" if model.precision in ("fp16", "bf16") else ""
-        ran = f"its graph ran in ONNX Runtime on {many}{how}"
+        where = "ONNX Runtime" if isinstance(model, Model) else "the evaluator of networks"
+        ran = f"its graph ran in {where} on {many}{how}"
         notes.append(f"The engine itself was not run: {engine.why_not_here}; {ran}.")
     failed = [check for check in checks if not check.passed]
     if failed:
@@ -193,7 +198,7 @@ def _worst(runs: list[list[Check]]) -> list[Check]:
 
 
 def against_origin(
-    model: Model, samples: list[dict], outputs: list[dict[str, np.ndarray]], tolerance: float | None
+    model: Computable, samples: list[dict], outputs: list[dict[str, np.ndarray]], tolerance: float | None
 ) -> list[Check]:
     """The rewritten graph against the model as loaded, whose inputs may be of another type (float32, float16)."""
     origin = model.origin
@@ -211,9 +216,9 @@ def against_origin(
     )
 
 
-def _run_exactly(model: Model, samples: list[dict]) -> list[dict[str, np.ndarray]]:
+def _run_exactly(model: Original, samples: list[dict]) -> list[dict[str, np.ndarray]]:
     """The graph just as it is written, in a session that is dropped at once: two would hold the weights twice."""
-    if model.precision == "bf16":
+    if model.precision == "bf16" and isinstance(model, Model):
         model = in_float32(model)
         samples = [{info.name: sample[info.name].astype(info.dtype) for info in model.inputs} for sample in samples]
     reference = model.open_reference(exact=True)
@@ -233,7 +238,7 @@ def _refuse_overflow(model: Model, samples: list[dict]) -> None:
         )
 
 
-def _refuse_nan(model: Model, outputs: list[dict[str, np.ndarray]]) -> None:
+def _refuse_nan(model: Computable, outputs: list[dict[str, np.ndarray]]) -> None:
     for name in outputs[0]:
         # bfloat16 is no kind of number to NumPy, hence the conversion
         if any(np.isnan(one[name].astype(np.float64)).any() for one in outputs if one[name].dtype.kind in "fV"):

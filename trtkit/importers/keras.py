@@ -40,7 +40,7 @@ def from_keras(
         ModelError: Keras runs on another backend, the model is not built, or PyTorch cannot trace it.
         MissingError: PyTorch or onnxscript is not installed.
     """
-    backend = _keras().backend.backend()
+    backend = load_keras().backend.backend()
     if backend != "torch":
         raise ModelError(
             f"Keras runs on its {backend} backend here, and trtkit exports through its torch backend. Set the "
@@ -48,7 +48,7 @@ def from_keras(
         )
     from trtkit.importers.torch import from_torch
 
-    specs = _specs(model)
+    specs = input_specs(model)
     examples = _examples(model, specs, example_inputs)
     arguments = [f"{re.sub(r'[^0-9a-zA-Z_]', '_', key)}_{number}" for number, key in enumerate(examples)]
     module = _as_module(model, arguments)
@@ -56,7 +56,7 @@ def from_keras(
     loaded = from_torch(module, tensors, name=name or model.name, dynamic_batch=dynamic_batch)
     graph = loaded.ir.graph
     _rename(graph.inputs, list(examples), graph)
-    _rename(graph.outputs, _output_names(model), graph)
+    _rename(graph.outputs, output_names(model), graph)
     return Model(loaded.ir, loaded.name)
 
 
@@ -69,7 +69,7 @@ def from_keras_file(
         ModelError: the file is damaged, too large, or not safe to load; or `from_keras` refuses the model.
         MissingError: Keras is not installed, or is too old to load a file of unknown origin safely.
     """
-    keras = _keras()
+    keras = load_keras()
     version = tuple(int(part) for part in keras.__version__.split(".")[:2])
     if version < _SAFE_FILES:
         raise MissingError(
@@ -104,7 +104,7 @@ def is_keras(source: Any) -> bool:
     return keras is not None and hasattr(keras, "Model") and isinstance(source, keras.Model)
 
 
-def _keras() -> Any:
+def load_keras() -> Any:
     """Keras, on the torch backend if it is ours to choose."""
     if "keras" not in sys.modules:
         os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -123,17 +123,17 @@ def _flat(model: keras.Model, which: str) -> list[Any]:
         found = getattr(model, which, None)
     except (AttributeError, ValueError):  # what a Sequential says that was never built
         return []
-    return list(_keras().tree.flatten(found)) if found is not None else []
+    return list(load_keras().tree.flatten(found)) if found is not None else []
 
 
-def _output_names(model: keras.Model) -> list[str]:
+def output_names(model: keras.Model) -> list[str]:
     """What Keras calls the outputs; that of a Sequential is its last layer."""
-    if isinstance(model, _keras().Sequential):
+    if isinstance(model, load_keras().Sequential):
         return [str(model.layers[-1].name)]
     return list(getattr(model, "output_names", []))
 
 
-def _specs(model: keras.Model) -> dict[str, tuple[tuple[int | None, ...], str]]:
+def input_specs(model: keras.Model) -> dict[str, tuple[tuple[int | None, ...], str]]:
     """Shape and dtype of every input by name, as far as the model says."""
     return {str(t.name): (tuple(t.shape), str(t.dtype)) for t in _flat(model, "inputs")}
 
