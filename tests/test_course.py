@@ -233,7 +233,7 @@ def test_show_source_shows_the_real_thing() -> None:
 def test_show_part_shows_what_cannot_be_imported_everywhere() -> None:
     shown = notebook.show_part("trtkit.engine.overlap", "Overlap._start")
     assert repr(shown).startswith("def _start(self") and "trtkit/engine/overlap.py" in shown._repr_html_()
-    assert repr(notebook.show_part("trtkit.engine.pool", "Pool._worker")).startswith("@contextmanager")
+    assert repr(notebook.show_part("trtkit.engine.loaded", "_Scratch.turn")).startswith("@contextmanager")
     assert ">>>" not in repr(notebook.show_part("trtkit.engine.pool", "Pool"))
     for module, name in (("trtkit.engine.nowhere", "f"), ("trtkit.engine.pool", "Pool.nothing")):
         with pytest.raises(DataError):
