@@ -17,7 +17,8 @@ from trtkit.course import inside
 from trtkit.course.checks import NotSolved
 from trtkit.course.checks import lesson14 as checks
 from trtkit.course.pictures import lesson14 as pictures
-from trtkit.engine.profile import KernelTime, LayerCost, Profile, lay_over
+from trtkit.engine.alignment import lay_over
+from trtkit.engine.profile import KernelTime, LayerCost, Profile
 
 MACHINE = Machine("a GPU", 1e12, 1e11)
 

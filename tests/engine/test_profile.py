@@ -7,9 +7,10 @@ import json
 import pytest
 
 from tests.passes.graphs import parse
+from trtkit.engine.alignment import lay_over
 from trtkit.engine.build import build
 from trtkit.engine.engine import Engine
-from trtkit.engine.profile import KernelTime, LayerCost, Profile, lay_over, layer_costs
+from trtkit.engine.profile import KernelTime, LayerCost, Profile, layer_costs
 from trtkit.errors import EngineError
 from trtkit.graph.cost import cost
 from trtkit.model import Model

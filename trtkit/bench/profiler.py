@@ -12,8 +12,9 @@ from trtkit.bench.kernels import trace
 from trtkit.bench.measure import measure
 from trtkit.bench.power import Watch
 from trtkit.bench.roofline import Machine, measure_gpu
+from trtkit.engine.alignment import lay_over
 from trtkit.engine.engine import Engine
-from trtkit.engine.profile import Profile, lay_over, layer_costs
+from trtkit.engine.profile import Profile, layer_costs
 from trtkit.engine.session import Session
 from trtkit.errors import EngineError, MissingError
 
