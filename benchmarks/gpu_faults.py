@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +331,36 @@ def out_of_memory(folder: Path) -> Iterator[Outcome]:
             yield (HANDLED, "the large batch runs") if session.run(sample(batch=64))["y"].size else (WRONG, "")
 
 
+def refused_operators(folder: Path) -> Iterator[Outcome]:
+    """What TensorRT refuses, repaired or split: the engines agree with the models as they were."""
+    from tests.engine.test_hybrid import detector
+    from tests.passes.repair_cases import ATTENTION, CASES
+    from trtkit.engine.hybrid import hybrid
+    from trtkit.engine.repair import repair
+    from trtkit.engine.verify import verify_engine
+
+    def made(name: str) -> Engine | TrtkitError:
+        try:
+            return trtkit.build(repair({**CASES, "attention": ATTENTION}[name].model), verify=False)
+        except TrtkitError as error:
+            return error
+
+    names = [*CASES, "attention"]
+    with ThreadPoolExecutor(8) as pool:  # each waits for processes of its own
+        for name, engine in zip(names, pool.map(made, names), strict=True):
+            yield agreement(name, lambda engine=engine: verify_engine(engine)) if isinstance(engine, Engine) else (
+                WRONG, f"{name}: {engine}"
+            )  # fmt: skip
+    yield agreement("detector with NonMaxSuppression", lambda: hybrid(detector(), tf32=False).verification)
+
+
+def agreement(name: str, verified: Callable[[], Any]) -> Outcome:
+    try:
+        return HANDLED, f"{name}: {max(check.error for check in verified().checks):.1e} off at most"
+    except TrtkitError as error:
+        return WRONG, f"{name}: {error}"
+
+
 def ok(session: Any) -> Outcome:
     return (
         (HANDLED, "what ran before runs on") if is_right(session.run(sample())["y"], sample()) else (WRONG, "numbers")
@@ -357,6 +388,7 @@ FILES: dict[str, Callable[[Path], Iterator[Outcome]]] = {
 }  # fmt: skip
 ON_GPU: dict[str, Callable[[Path], Iterator[Outcome]]] = {
     "damaged-plans": damaged_plans, "other-gpu": other_gpu, "out-of-memory": out_of_memory,
+    "refused-operators": refused_operators,
 }  # fmt: skip
 
 
@@ -400,7 +432,8 @@ def try_fault(name: str, options: argparse.Namespace) -> None:
     each_ms = 1e3 * (time.perf_counter() - begin) / len(found)
     measurement = Measurement.from_samples([each_ms], options.device)
     line = f"python3 -m benchmarks.gpu_faults --device {options.device} --only {name}"
-    record.save(f"faults-{options.device}/{name}", measurement, command=line, extra={**counts, "said": list(said)[:12]})
+    record.save(f"faults-{options.device}/{name}", measurement, command=line, unit="s",
+                extra={**counts, "said": list(said)[:12]})  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -88,8 +88,8 @@ class Bench:
         (tensor,) = self.network(name).inputs(batch, 1, "fp16" if low else "fp32", "", self.device)
         return {engine.model.inputs[0].name: tensor}
 
-    def save(self, key: str, found: Measurement, extra: dict[str, Any] | None = None) -> None:
-        record.save(key, found, command=self.command, extra=extra)
+    def save(self, key: str, found: Measurement, extra: dict[str, Any] | None = None, unit: str = "ms") -> None:
+        record.save(key, found, command=self.command, extra=extra, unit=unit)  # "s": done a few times only
 
 
 # The parts
@@ -103,7 +103,7 @@ def peaks(bench: Bench) -> None:
         machine = bench.peaks() if precision == "fp16" else measure_gpu(precision)
         say(f"peaks {precision}: {machine.flops / 1e12:.0f} TFLOP/s, {machine.bytes / 1e9:.0f} GB/s")
         found = Measurement.from_samples([2e3 * 8192**3 / machine.flops], "cuda")
-        bench.save(f"peaks/{precision}", found, {"flops": machine.flops, "bytes": machine.bytes, "size": 8192})
+        bench.save(f"peaks/{precision}", found, {"flops": machine.flops, "bytes": machine.bytes, "size": 8192}, "s")
     return None
 
 
@@ -205,7 +205,7 @@ def cold(bench: Bench) -> None:
             say(f"cold {kind:8s} {rounded} ms, cache {size:,} bytes; {said}")
             times = Measurement.from_samples([1e3 * facts["to_first_result"] for facts in samples], "cuda")
             middle = {k: round(1e3 * float(np.median([facts[k] for facts in samples])), 2) for k in last}
-            bench.save(f"cold-start/{kind}", times, {"ms": middle, "cache_bytes": size, "said": said})
+            bench.save(f"cold-start/{kind}", times, {"ms": middle, "cache_bytes": size, "said": said}, "s")
     return None
 
 

@@ -133,7 +133,7 @@ def streams(bench: Bench, name: str) -> None:
     arrays = bench.arrays(name, 1, 4)
     for workers in STREAMS:
         with engine.open_pool(workers, bench.device) as pool:
-            taken = per_call(partial(threads_of, bench, pool, workers, arrays), 3 if bench.quick else 7)
+            taken = per_call(partial(threads_of, bench, pool, workers, arrays), 3 if bench.quick else 50)
             bench.save(f"streams-{name}/pool-{workers}", taken, per_s=1e3 / taken.median_ms, workers=workers)
     if not bench.cuda:
         return
@@ -146,12 +146,12 @@ def streams(bench: Bench, name: str) -> None:
             stack.callback(loaded.close)
             sessions = [stack.enter_context(GpuSession(loaded, name)) for _ in range(workers)]
             tensors = [bench.inputs(name, 1, 1, "cuda")[0] for _ in range(workers)]
-            taken = per_call(partial(round_robin, bench, sessions, tensors), 9)
+            taken = per_call(partial(round_robin, bench, sessions, tensors), 50)
             bench.save(f"streams-{name}/streams-{workers}", taken, per_s=1e3 / taken.median_ms, workers=workers)
 
 
 def round_robin(bench: Bench, sessions: list[Any], tensors: list[torch.Tensor]) -> float:
-    calls = max(1, (20 if bench.quick else 400) // len(sessions))
+    calls = max(1, (20 if bench.quick else 200) // len(sessions))
     bench.sync()
     begin = time.perf_counter()
     for _ in range(calls):
@@ -168,7 +168,7 @@ def overlap(bench: Bench) -> None:
     """Milliseconds a batch of 32 pictures, NumPy in and out."""
     batch = 2 if bench.quick else 32
     arrays = bench.arrays("resnet50", batch, 4)
-    count, rounds = (4, 2) if bench.quick else (60, 7)
+    count, rounds = (4, 2) if bench.quick else (30, 50)
     stream_of = [arrays[i % len(arrays)] for i in range(count)]
     with bench.engine("resnet50", batch).open(bench.device) as session:
         for way in ("off", "on"):

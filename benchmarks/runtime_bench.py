@@ -82,9 +82,10 @@ class Bench:
     def arrays(self, name: str, batch: int, count: int) -> list[np.ndarray]:
         return [tensor.numpy() for tensor in self.inputs(name, batch, count)]
 
-    def save(self, key: str, measurement: Measurement, **extra: Any) -> None:
+    def save(self, key: str, measurement: Measurement, unit: str = "ms", **extra: Any) -> None:
+        """Write a record; `unit="s"` for what takes so long that it is done a few times only."""
         rounded = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in extra.items()}
-        record.save(f"engine-room-{key}", measurement, command=self.command, extra=rounded)
+        record.save(f"engine-room-{key}", measurement, command=self.command, extra=rounded, unit=unit)
         say(f"{key:34s} {measurement.median_ms:9.4f} ms  {json.dumps(rounded)}")
 
     def sync(self) -> None:
@@ -98,7 +99,7 @@ def per_call(round_of: Callable[[], float], rounds: int) -> Measurement:
 
 
 def threads_of(bench: Bench, pool: Any, workers: int, arrays: list[np.ndarray]) -> float:
-    calls = 5 if bench.quick else 100
+    calls = 5 if bench.quick else 20
 
     def work(number: int) -> None:
         for i in range(calls):

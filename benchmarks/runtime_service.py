@@ -68,7 +68,7 @@ def cold(bench: Bench) -> None:
             for way in times:
                 times[way].append(first_answer(bench, path, graph, cache))
         for way, taken in times.items():
-            bench.save(f"cold/{way}", Measurement.from_samples(taken, bench.device))
+            bench.save(f"cold/{way}", Measurement.from_samples(taken, bench.device), "s")
         ratio = np.median(times["without-cache"]) / np.median(times["with-cache"])
         say(f"cold start: {ratio:.1f}x faster with the cache")
 
@@ -163,5 +163,5 @@ def contexts(bench: Bench) -> None:
         with engine.open_pool(workers, share_memory=share) as pool:
             opened = memory(bench)[0] - before
             taken = per_call(partial(threads_of, bench, pool, workers, [array]), 3)
-        bench.save(f"memory/{name}", taken, gpu_bytes=opened, engine_bytes=engine.size_bytes, workers=workers)
+        bench.save(f"memory/{name}", taken, "s", gpu_bytes=opened, engine_bytes=engine.size_bytes, workers=workers)
     return None

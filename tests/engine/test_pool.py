@@ -20,7 +20,7 @@ import pytest
 from tests.engine import device
 from tests.engine.pretended import batch
 from trtkit.engine.engine import Engine
-from trtkit.engine.pool import Pool
+from trtkit.engine.pool import Pool, _Free
 from trtkit.engine.session import CpuSession
 from trtkit.errors import EngineError, ModelError
 from trtkit.reference import Reference
@@ -173,7 +173,7 @@ def test_warmed_up_pools_record_nothing_more(gpu: device.Gpu, pool_of: Callable[
         hammer(pool, threads=5, calls=20, seed=3)
         with pytest.raises(ModelError, match="outside the engine's profile"):
             pool.warm_up([batch(65)])
-        assert gpu.count("capture") == 15 and pool._free.qsize() == 3
+        assert gpu.count("capture") == 15 and len(pool._free) == 3
     with pytest.raises(EngineError, match="closed"):
         pool.warm_up([batch(1)])
 
@@ -181,10 +181,36 @@ def test_warmed_up_pools_record_nothing_more(gpu: device.Gpu, pool_of: Callable[
 # Waiting and closing
 
 
+def test_free_workers_are_found_whoever_waits() -> None:
+    """Many threads, few workers, some who give up: each worker has one user at a time, and none is lost."""
+    free, users = _Free(), [0, 0]
+    workers: list[Any] = [0, 1]
+    for worker in workers:
+        free.put(worker)
+
+    def work(seed: int) -> int:
+        rng, timeouts = random.Random(seed), 0
+        for _ in range(300):
+            try:
+                worker: Any = free.get(rng.choice((None, 0.0, 1e-4)))
+            except TimeoutError:
+                timeouts += 1
+                continue
+            users[worker] += 1
+            assert users[worker] == 1
+            users[worker] -= 1
+            free.put(worker)
+        return timeouts
+
+    with ThreadPoolExecutor(8) as executor:
+        list(executor.map(work, range(8)))
+    assert sorted(free._workers) == [0, 1] and free._waiting == 0  # type: ignore[type-var]
+
+
 def test_no_worker_is_free(relu_engine: Engine, slow: threading.Event) -> None:
     with relu_engine.open_pool(1, "cpu") as pool:
         first = pool.submit(batch(1, 3))
-        while not pool._free.empty():  # until it has taken the worker
+        while pool._free:  # until it has taken the worker
             pass
         with pytest.raises(EngineError, match=r"None of the 1 workers of 'g' became free in 0\.01 s"):
             pool.run(batch(1), timeout_s=0.01)
@@ -229,7 +255,7 @@ def test_who_waits_for_a_worker_hears_of_the_end(relu_engine: Engine, slow: thre
     threads = [threading.Thread(target=call) for _ in range(4)]
     for thread in threads:
         thread.start()
-    while not pool._free.empty():
+    while pool._free:
         pass
     closer = threading.Thread(target=pool.close)
     closer.start()
@@ -259,7 +285,7 @@ def test_the_interpreter_ends_with_a_pool_open() -> None:
     """Work is under way, nobody closed anything: a clean exit all the same."""
     program = """
 import numpy as np, onnx, trtkit
-from trtkit.engine.pool import Pool
+from trtkit.engine.pool import Pool, _Free
 from types import SimpleNamespace
 model = trtkit.load(onnx.parser.parse_model(
     '<ir_version: 10, opset_import: ["": 20]> g (float[n, 4] x) => (float[n, 4] y) {y = Relu(x)}'))

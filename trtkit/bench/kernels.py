@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -55,7 +55,7 @@ def summed_up(spans: list[Span], calls: int, skip: int = 0) -> list[KernelTime]:
         raise EngineError(f"{len(ran)} kernels in {calls} calls: they were not all alike, or CUPTI lost some.")
     count = len(ran) // calls
     rows = [ran[begin : begin + count] for begin in range(skip * count, len(ran), count)]
-    charged = [_charged(row) for row in rows]
+    charged = [charged_times(row) for row in rows]
     return [
         KernelTime(
             rows[0][place].name,
@@ -66,10 +66,15 @@ def summed_up(spans: list[Span], calls: int, skip: int = 0) -> list[KernelTime]:
     ]
 
 
-def _charged(row: list[Span]) -> list[float]:
-    """From the end of all before it to its own end; 0 for one that ended while another still ran."""
-    ended, times = row[0].begin, []
-    for span in row:
+def charged_times(spans: Sequence[Span]) -> list[float]:
+    """What each kernel of a call is charged: from the end of all before it to its own end, so that the sum is the
+    length of the call; 0 for one that ended while another still ran.
+
+    >>> charged_times([Span("a", 0, 4), Span("b", 3, 6), Span("c", 4, 5)])
+    [4, 2, 0]
+    """
+    ended, times = spans[0].begin, []
+    for span in spans:
         times.append(max(0, span.end - ended))
         ended = max(ended, span.end)
     return times

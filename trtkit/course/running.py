@@ -16,6 +16,7 @@ from trtkit.engine.session import Session
 from trtkit.errors import RecordError
 from trtkit.model import Model
 
+STEPS = ("stage", "upload", "compute", "download", "hand-out")  # of one call, NumPy in and out
 # How requests are served: the settings of a Batcher.
 WAYS: dict[str, dict[str, Any]] = {
     "one by one": {"max_batch": 1, "max_delay_ms": 0},

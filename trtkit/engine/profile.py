@@ -91,10 +91,11 @@ def layer_costs(engine: Engine, batch: int = 1, dims: Mapping[str, int] | None =
 def _placed(costs: list[LayerCost], modules: Mapping[str, str]) -> tuple[LayerCost, ...]:
     """The layers with their modules; where a pass or TensorRT made one, it stands with the layer after it."""
     placed: list[LayerCost] = []
+    after = ""
     for layer in reversed(costs):
         known = [modules[name] for name in layer.nodes if modules.get(name)]
-        after = placed[-1].module.rpartition(".")[0] if placed else ""
         placed.append(layer._replace(module=known[0] if known else after))
+        after = known[0].rpartition(".")[0] if known else after
     return tuple(reversed(placed))
 
 

@@ -180,7 +180,7 @@ def repair(model: Model, *, thorough: bool = False) -> Model:
 
 
 def _rewritten(model: Model, names: set[str]) -> Model:
-    """Fold, then one turn of every rule over the refused nodes; the model itself when nothing applies."""
+    """Fold, one turn of every rule over the refused nodes, fold; the model itself when nothing applies."""
     folded = run_passes(model, [kind() for kind in _FOLD])
     if names - {node.name for node in every_node(folded.ir.graph)}:
         return folded
@@ -193,7 +193,10 @@ def _rewritten(model: Model, names: set[str]) -> Model:
         names -= rule.repaired.keys()  # TensorRT is asked again before another rule has its turn
     if not steps:
         return model
-    return Model(graph, model.name, history=(*folded.history, *steps), origin=model.origin, precision=model.precision)
+    history = (*folded.history, *steps)
+    repaired = Model(graph, model.name, history=history, origin=model.origin, precision=model.precision)
+    # once more: TensorRT takes codes as constants before a DequantizeLinear only, and they may have lost theirs
+    return run_passes(repaired, [kind() for kind in _FOLD])
 
 
 def _apply(graph: ir.Model, rule: Repair) -> Step | None:

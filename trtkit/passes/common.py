@@ -13,7 +13,7 @@ import onnx_ir as ir
 from trtkit.graph.shapes import WITH_BODY, bodies, graphs_of
 from trtkit.model import Model
 from trtkit.passes.index import Index
-from trtkit.passes.inference import frozen_shape, infer_node, infer_shapes
+from trtkit.passes.inference import Answers, frozen_shape, infer_node, infer_shapes
 
 __all__ = [
     "Dims", "Learner", "Names", "Rewrite", "array", "bodies", "constant", "dims", "drop_unused", "graphs_of",
@@ -86,6 +86,7 @@ class Learner(Rewrite):
     def _begin(self, model: ir.Model) -> None:
         super()._begin(model)
         self._told: set[ir.Node] = set()
+        self._answers: Answers = {}
 
     def tell(self, nodes: Iterable[ir.Node]) -> None:
         """These come later in the walk than the node that is being rewritten."""
@@ -96,8 +97,11 @@ class Learner(Rewrite):
         for node in index.of(()):
             if (not ops or node.op_type in ops) and (what := rewrite(node)):
                 self.done[what] += 1
-            elif node in told and all(v.type is not None for v in node.outputs) and infer_node(node, self.opset):
+            elif node in told and all(v.type is not None for v in node.outputs) and self._infer(node):
                 self.tell(reader for value in node.outputs for reader, _ in value.uses())
+
+    def _infer(self, node: ir.Node) -> bool:
+        return infer_node(node, self.opset, self._answers)
 
 
 def constant(value: ir.Value | None) -> ir.TensorProtocol | None:

@@ -182,7 +182,7 @@ def _operator(name: str, opset: int) -> Callable[..., OpRun]:
 
 
 def _expanded(_: ir.Node, data: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(data, np.broadcast_shapes(data.shape, tuple(sizes.tolist()))).copy()
+    return data * np.ones(sizes.tolist(), data.dtype)  # as ONNX's reference; np.broadcast_to takes four times as long
 
 
 def _fill_type(node: ir.Node) -> ir.DataType | None:

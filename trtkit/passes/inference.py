@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import onnx
@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 _SCALED = {"Resize", "Upsample"}  # whose sizes follow from floating-point numbers
 _ONE_BY_ONE = 8  # inferring a node alone takes about as long as this many of a graph
+Answers = dict[Hashable, list[onnx.TypeProto | None]]  # types of a node's outputs, by all that inference asks of a node
+_RARE_FACT = "no plain tensor"
 _SMALL = 64  # elements; larger constants are no shapes, and inference is given their type alone
 
 
@@ -153,16 +155,43 @@ def _rank(dim: int | str | None) -> int:
     return 3 if isinstance(dim, int) else 1 if dim.startswith("unk__") else 2
 
 
-def infer_node(node: ir.Node, opset: int) -> bool:
+def infer_node(node: ir.Node, opset: int, answers: Answers | None = None) -> bool:
     """Infer the outputs of one node from what its inputs are stated to be; whether that told anything new.
 
     For nodes that a pass made, or one of whose inputs has become constant. Nodes with a body stay as they are.
+
+    Args:
+        answers: what was inferred for other nodes before, and will be added to: a network repeats its blocks.
     """
     if node.domain != "" or has_body(node) or all(is_known(value) for value in node.outputs if value.name):
         return False
-    found = output_types(node, opset)
-    told = [_merge(value, found[value.name]) for value in node.outputs if value.name and value.name in found]
+    question = None if answers is None else _question(node)
+    found = None if answers is None or question is None else answers.get(question)
+    if found is None:
+        types = output_types(node, opset)
+        found = [types.get(value.name) if value.name else None for value in node.outputs]
+        if answers is not None and question is not None:
+            answers[question] = found
+    told = [_merge(value, kind) for value, kind in zip(node.outputs, found, strict=True) if kind is not None]
     return any(told)
+
+
+def _question(node: ir.Node) -> Hashable | None:
+    """All that inference is told of a node but for names; None where there is more to it than plain tensors."""
+    inputs = [None if value is None or not value.name else _fact(value) for value in node.inputs]
+    attributes = [(each.name, each.type, each.value) for each in node.attributes.data.values()]
+    if _RARE_FACT in inputs or any(kind not in _PLAIN for _, kind, _ in attributes):
+        return None
+    return node.op_type, tuple(inputs), tuple(attributes), tuple(bool(value.name) for value in node.outputs)
+
+
+def _fact(value: ir.Value) -> Hashable:
+    tensor = _constant(value)
+    if tensor is not None:
+        return tensor.dtype, tensor.shape.numpy(), tensor.tobytes() if tensor.size <= _SMALL else None
+    if type(value.type) is not ir.TensorType:
+        return _RARE_FACT
+    return value.dtype, None if value.shape is None else tuple(map(_plain, value.shape))
 
 
 def curious_readers(value: ir.Value) -> Iterator[ir.Node]:
@@ -216,6 +245,7 @@ def _attribute(attribute: ir.Attr) -> onnx.AttributeProto:
 
 
 _REPEATED = frozenset({ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.STRING})
+_PLAIN = _REPEATED | {ir.AttributeType.FLOAT}
 
 
 @lru_cache(maxsize=1000)

@@ -53,8 +53,8 @@ def scaled(linear: ir.Node, scale: np.ndarray, shift: np.ndarray) -> Weights | N
     if weight is None or bias is None or channels is None or not is_float(weight):
         return None
     with np.errstate(all="ignore"):
-        new_bias = np.broadcast_to(bias * scale + shift, channels).astype(weight.dtype)
-        scale = np.broadcast_to(scale, channels)
+        scale = scale * np.ones(channels)  # one factor for each channel, where all had one in common
+        new_bias = (bias * scale + shift).astype(weight.dtype)
         unscaled = bool((scale == 1).all())
         new_weight = weight
         if not unscaled:  # computed in float64 piece by piece: no second copy of the weights

@@ -8,7 +8,8 @@ from __future__ import annotations
 from trtkit.plot.agreement import agreement
 from trtkit.plot.bars import comparison, latency_bars
 from trtkit.plot.files import save, suffixes
+from trtkit.plot.flame import flame
 from trtkit.plot.fusion import fusion_map
 from trtkit.plot.style import style
 
-__all__ = ["agreement", "comparison", "fusion_map", "latency_bars", "save", "style", "suffixes"]
+__all__ = ["agreement", "comparison", "flame", "fusion_map", "latency_bars", "save", "style", "suffixes"]

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from trtkit.bench.load import Load
 from trtkit.course.queueing import Batch
@@ -26,7 +26,9 @@ def timelines(panels: Mapping[str, Timeline], end: float | None = None) -> Figur
         wrong = {id(span) for pair in timeline.races() for span in pair}
         for span in timeline.spans:
             tint = VERMILION if id(span) in wrong else TINTS[span.unit]
-            axis.barh(UNITS.index(span.unit), span.end - span.start, left=span.start, color=tint, edgecolor="white")
+            took = span.end - span.start
+            edge = "white" if took > 0.01 * timeline.total else tint  # or nothing would be left of it
+            axis.barh(UNITS.index(span.unit), took, left=span.start, color=tint, edgecolor=edge)
             if span.unit == COMPUTE:
                 middle = (span.start + span.end) / 2
                 axis.text(middle, UNITS.index(COMPUTE), span.name.split()[-1], ha="center", va="center", fontsize=7)
@@ -74,6 +76,7 @@ def _plain_ticks(axis: Axes, rates: Sequence[float]) -> None:
     axis.set_xticks(rates, [f"{rate:g}" for rate in rates], fontsize=7)
     axis.xaxis.set_minor_locator(plt.NullLocator())
     axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.tick_params(axis="y", labelsize=7)
 
 
@@ -88,6 +91,7 @@ def scaling(curves: Mapping[str, Mapping[int, float]], what: str, note: str = ""
     axis.plot(workers, workers, ":", color=GREY, label="each as fast as the first")
     axis.set(xscale="log", yscale="log", xlabel="workers", ylabel=what)
     _plain_ticks(axis, workers)
+    axis.set_yticks(workers, [f"{n}×" for n in workers])
     axis.legend(fontsize=7)
     if note:
         axis.set_title(note, fontsize=8)
