@@ -128,7 +128,8 @@ def layers_of(w: Writer, model: Any, mistakes: Collection[str]) -> Any:
         kind, weights = type(layer).__name__, [np.array(one) for one in layer.get_weights()]
         with w.layer(layer.name):
             if kind == "Conv2D":
-                x = _convolution(w, layer, x, *weights, mistakes)
+                kernel, bias = weights
+                x = _convolution(w, layer, x, kernel, bias, mistakes)
             elif kind == "BatchNormalization":
                 gamma, beta, mean, variance = weights
                 x = layers.batch_norm(w, x, mean, variance, gamma, beta, layer.epsilon, axis=1)
@@ -138,7 +139,8 @@ def layers_of(w: Writer, model: Any, mistakes: Collection[str]) -> Any:
                 x = x if "flatten" in mistakes else layers.transpose(w, x, (0, 2, 3, 1))
                 x = layers.reshape(w, x, (0, -1))
             elif kind == "Dense":
-                x = _dense(w, layer, x, *weights, mistakes)
+                kernel, bias = weights
+                x = _dense(w, layer, x, kernel, bias, mistakes)
     return x
 
 

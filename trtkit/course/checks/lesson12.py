@@ -74,7 +74,7 @@ def check_dense(turned: Callable[[Array, int, int, int], Array]) -> None:
         raise NotSolved(f"The matrix keeps its shape {matrix.shape}; only its rows change places.")
     got = image.transpose(2, 0, 1).ravel() @ np.asarray(answer, np.float32)
     _compared(got, image.ravel() @ matrix, "what the Dense layer computes")
-    print("Right: no transposition at run time. TensorRT would have found that out by itself, but not a missing one.")
+    print("Right: the image may stay channels first, and nothing is turned back at run time.")
 
 
 def check_mish(mish: Callable[[Writer, Any], Any]) -> None:
@@ -90,7 +90,7 @@ def check_mish(mish: Callable[[Writer, Any], Any]) -> None:
     except TrtkitError as error:
         raise NotSolved(f"The evaluator cannot compute it: {error}") from error
     _compared(got, (x * np.tanh(np.log1p(np.exp(x)))).astype(np.float32), "mish(x)")
-    print(f"Right: {w.network.num_layers} layers of TensorRT, and one kernel in the engine.")
+    print(f"Right: {w.network.num_layers} layers of TensorRT for one activation.")
 
 
 def softplus(w: Writer, x: Any) -> Any:

@@ -97,6 +97,17 @@ def errors(rows: Mapping[str, Mapping[str, float]], limits: Mapping[str, float])
     return fig
 
 
+def spoken(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """The picture of `errors` in words, for those who cannot see it.
+
+    >>> spoken({"a": {"definition": 1e-7, "TF32": 2e-4}, "b": {"definition": 2e-7, "TF32": 1e-3}})
+    'Relative errors of 2 networks against their frameworks, the largest: definition 2e-07, TF32 1e-03.'
+    """
+    kinds = list(next(iter(rows.values()), {}))
+    worst = ", ".join(f"{kind} {max(row[kind] for row in rows.values()):.0e}" for kind in kinds)
+    return f"Relative errors of {len(rows)} networks against their frameworks, the largest: {worst}."
+
+
 def pads(rows: Mapping[str, tuple[int, int, int]], expected: Mapping[str, tuple[int, int]]) -> Figure:
     """Images in one dimension, (before, size, after) a row: white padding, blue pixels; red where it is not right."""
     fig, axis = plt.subplots(figsize=(7, 0.36 * len(rows) + 0.6))
