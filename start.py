@@ -36,7 +36,6 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
@@ -437,15 +436,6 @@ def test_parts(place):
 
 
 def run_tests(place):
-    # What one part exported from PyTorch, at up to 10 seconds a network, the next need not; thrown away afterwards.
-    exports = tempfile.mkdtemp(prefix="trtkit-exports-")
-    try:
-        return summarise(run_parts(place, exports))
-    finally:
-        shutil.rmtree(exports, ignore_errors=True)
-
-
-def run_parts(place, exports):
     rows = []
     for name, command in test_parts(place):
         print("\n=== {0} ===".format(name))
@@ -455,9 +445,9 @@ def run_parts(place, exports):
             os.remove(report)
         counted = ["--junit-xml", report] if command[0] == "pytest" else []
         program = os.path.join(place.venv, "bin", command[0])
-        code = run([program] + command[1:] + counted, place, TRTKIT_EXPORTS=exports)
+        code = run([program] + command[1:] + counted, place)
         rows.append((name, code, time.time() - started, count(report)))
-    return rows
+    return summarise(rows)
 
 
 def count(report):

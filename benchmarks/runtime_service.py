@@ -21,8 +21,8 @@ import onnx
 import trtkit
 from benchmarks.gpu_step1 import say
 from benchmarks.runtime_bench import Bench, memory, per_call, threads_of
-from trtkit.bench.load import poisson_load
 from trtkit.bench.measure import Measurement
+from trtkit.bench.traffic import poisson_load
 from trtkit.engine.batcher import Batcher
 
 RATES = (500, 1000, 2000, 4000, 8000)  # requests a second

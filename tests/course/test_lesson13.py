@@ -13,8 +13,8 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from trtkit.bench import record
-from trtkit.bench.load import Load
 from trtkit.bench.measure import Measurement
+from trtkit.bench.traffic import Load
 from trtkit.course import running
 from trtkit.course.checks import NotSolved
 from trtkit.course.checks import lesson13 as checks

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 
 import trtkit
-from trtkit.bench.load import Load, poisson_load
 from trtkit.bench.record import Records, load
+from trtkit.bench.traffic import Load, poisson_load
 from trtkit.engine.batcher import Batcher
 from trtkit.engine.session import Session
 from trtkit.errors import RecordError

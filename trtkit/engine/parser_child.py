@@ -197,7 +197,7 @@ def _try(lone: onnx.ModelProto) -> list[str]:
         return []  # not in the parser's list, so it is fine where it stands: alone it lacks something
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
     for tensor in (network.get_input(i) for i in range(network.num_inputs)):
-        shape = [d if d > 0 else _OPEN for d in tensor.shape]
+        shape = trt.Dims([d if d > 0 else _OPEN for d in tensor.shape])
         profile.set_shape(tensor.name, shape, shape, shape)
     config.add_optimization_profile(profile)
     logger.clear()

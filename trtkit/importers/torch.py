@@ -11,11 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtkit.errors import MissingError, ModelError, extra
-from trtkit.importers.kept_exports import exported
 from trtkit.model import Model
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     import torch
 
 
@@ -43,15 +41,6 @@ def from_torch(
     except ImportError as error:
         raise MissingError(f"Exporting from PyTorch needs onnxscript: {extra('torch')}.") from error
     inputs = _by_name(module, example_inputs)
-    facts = f"{[(key, x.dtype, tuple(x.shape)) if torch.is_tensor(x) else (key, x) for key, x in inputs.items()]}"
-    graph = exported(module, f"{facts} {dynamic_batch}", lambda: _export(module, inputs, dynamic_batch))
-    _name_batch(graph)
-    return Model(graph, name or type(module).__name__)
-
-
-def _export(module: torch.nn.Module, inputs: dict[str, torch.Tensor], dynamic_batch: bool) -> ir.Model:
-    import torch
-
     dims = {key: {0: "batch"} for key in inputs} if dynamic_batch else None
     modes = {part: part.training for part in module.modules()}
     module.eval()  # a graph for inference: dropout off, batch norm with its stored statistics
@@ -76,7 +65,9 @@ def _export(module: torch.nn.Module, inputs: dict[str, torch.Tensor], dynamic_ba
         for part, training in modes.items():
             part.training = training  # not .train(), which would set a whole branch
     assert program is not None  # None only where a file to write to was named
-    return program.model
+    graph = program.model
+    _name_batch(graph)
+    return Model(graph, name or type(module).__name__)
 
 
 def _by_name(module: torch.nn.Module, example_inputs: Any) -> dict[str, torch.Tensor]:

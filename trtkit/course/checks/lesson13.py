@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trtkit.bench.load import arrivals
+from trtkit.bench.traffic import arrivals
 from trtkit.course.checks import NotSolved, number, show
 from trtkit.course.pictures import lesson01, lesson13
 from trtkit.course.queueing import latencies_ms, simulate

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from trtkit.bench.load import Load
+from trtkit.bench.traffic import Load
 from trtkit.course.queueing import Batch
 from trtkit.course.timeline import COMPUTE, DOWN, HOST, UNITS, UP, Timeline
 from trtkit.plot.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trtkit.bench.load import arrivals, poisson_load
+from trtkit.bench.traffic import arrivals, poisson_load
 from trtkit.errors import EngineError
 
 
