@@ -3,9 +3,7 @@
 Reading and writing is a good quarter of `optimize`, from file to file, on a network of a few hundred nodes, since each
 node and each value is a Python object. In onnx_ir's serde every shape, type, dimension and attribute goes through
 functions of its own, each in a wrapper for errors. Here equal shapes and equal attributes are one object (both are
-never changed, only replaced), and messages are filled by protobuf's constructors. Swin (4,760 nodes) is read in 121 ms
-instead of 154 and written in 76 instead of 94; without the notes about nodes, for shape inference, in 48. What comes
-out is the same.
+never changed, only replaced), and messages are filled field by field. What comes out is the same.
 """
 
 from __future__ import annotations
